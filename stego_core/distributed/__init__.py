@@ -1,0 +1,1 @@
+"""The only package that imports ray: clusters, pipelines, trainers."""

@@ -1,0 +1,104 @@
+"""Connecting to Ray, and how much of it an actor takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from stego_core.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPlan:
+    """How many actors run the model, and what each takes.
+
+    Attributes:
+        count: actors.
+        num_cpus: logical CPUs of each; some are always left to read and write.
+        num_gpus: of each, 0 or 1.
+        threads: of torch in each.
+    """
+
+    count: int
+    num_cpus: float
+    num_gpus: int
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Return the torch device of the actors."""
+        return "cuda" if self.num_gpus else "cpu"
+
+
+@contextmanager
+def connect(*, debug: bool = False) -> Iterator[None]:
+    """Connect to the cluster of the environment, or start a local Ray and end it afterwards.
+
+    A cluster is found as Ray finds it: `RAY_ADDRESS`, the job that this process is the driver of,
+    or a `ray start --head` on this machine.
+
+    Raises:
+        ClusterError: if the cluster that was named does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if debug else logging.ERROR
+    # Ray zips the package and every worker unpacks it, unless the job already brought a directory.
+    package = {} if _job_has_directory() else {"py_modules": [str(Path(__file__).parents[1])]}
+    try:
+        ray.init("auto", runtime_env=package, logging_level=level, log_to_driver=debug)
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        logger.info("connected to Ray: %d node(s), %g CPUs", nodes, _total("CPU"))
+    except ConnectionError as error:
+        if os.environ.get("RAY_ADDRESS"):
+            raise ClusterError(f"no Ray at {os.environ['RAY_ADDRESS']}: {error}") from error
+        ray.init("local", include_dashboard=False, logging_level=level, log_to_driver=debug)
+        logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _job_has_directory() -> bool:
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return "working_dir" in job.get("runtime_env", {})
+
+
+def _total(resource: str) -> float:
+    return float(ray.cluster_resources().get(resource, 0))
+
+
+def plan_actors(count: int) -> ActorPlan:
+    """Return what each of `count` actors takes of the cluster.
+
+    On GPUs each actor has one. On CPUs the actors share all but a tenth (at least one CPU), which
+    stays free for reading and writing: without it no task could ever start (ray#44687).
+
+    Raises:
+        ClusterError: if the cluster has fewer GPUs or CPUs than that.
+    """
+    gpus, cpus = _total("GPU"), _total("CPU")
+    if gpus:
+        if count > gpus:
+            raise ClusterError(f"{count} actors want a GPU each; the cluster has {gpus:g}")
+        return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
+    if cpus < 1:
+        raise ClusterError("the cluster has no CPU to work on")
+    largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    share = min((cpus - max(1.0, cpus / 10)) / count, largest - 0.5)
+    # A hundredth less than a whole CPU, so that Ray does not fuse reading into the actors.
+    num_cpus = max(0.0, math.floor(share * 100 - 1) / 100)
+    threads = max(1, math.floor(min(cpus / count, largest)))
+    return ActorPlan(count, num_cpus=num_cpus, num_gpus=0, threads=threads)

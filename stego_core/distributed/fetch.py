@@ -1,0 +1,146 @@
+"""Reading and decoding the images of a work unit: the CPU stage before every model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stego_core.config.schema import ImageLimits, ViewConfig
+from stego_core.errors import ImageProblem
+from stego_core.images.decode import ImageFailure, decode_image
+from stego_core.images.geometry import fit_grid, resize_image, view_boxes
+from stego_core.storage import fs
+from stego_core.storage.manifest import Manifest
+
+_THREADS = 8  # reads wait for the network; decoding releases the interpreter lock
+_RETRY_WAITS_S = (0.2, 1.0, 3.0)
+
+_COLUMNS = [
+    ("status", pa.string()),
+    ("detail", pa.string()),
+    ("image_height", pa.int32()),
+    ("image_width", pa.int32()),
+    ("pixels", pa.large_binary()),
+    ("pixel_height", pa.int32()),
+    ("pixel_width", pa.int32()),
+]
+
+Prepare = Callable[[np.ndarray], np.ndarray]
+
+
+def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: ImageLimits) -> pa.Table:
+    """Return the manifest rows of a unit with their pixels, ready for the model.
+
+    Args:
+        unit: of the manifest.
+        manifest: what to read.
+        prepare: decoded image (H, W, 3) → uint8 (..., h, w, 3) for the model.
+        limits: of the decoder.
+
+    Returns:
+        The manifest's columns and `status`, `detail`, `image_height`, `image_width` (after EXIF
+        orientation), `pixels` (raw bytes, null unless ok), `pixel_height`, `pixel_width`.
+    """
+    rows = manifest.read_unit(unit)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes, uris = rows["image_bytes"].to_pylist(), rows["image_uri"].to_pylist()
+        fetched = list(pool.map(lambda u, s: _fetch_image(u, s, prepare, limits), uris, sizes))
+    for name, kind in _COLUMNS:
+        rows = rows.append_column(name, pa.array([f.get(name) for f in fetched], kind))
+    return rows
+
+
+def _fetch_image(uri: str, size: int, prepare: Prepare, limits: ImageLimits) -> dict[str, Any]:
+    if size > limits.max_bytes:  # known from the listing: not even read
+        detail = f"{size} bytes; the limit is {limits.max_bytes}"
+        return {"status": ImageProblem.TOO_MANY_BYTES.value, "detail": detail}
+    data = read_with_retry(uri)
+    image = data if isinstance(data, ImageFailure) else decode_image(data, limits)
+    if isinstance(image, ImageFailure):
+        return {"status": image.problem.value, "detail": image.detail}
+    pixels = prepare(image)
+    return {
+        "status": ImageProblem.OK.value,
+        "image_height": image.shape[0],
+        "image_width": image.shape[1],
+        "pixels": pixels.tobytes(),
+        "pixel_height": pixels.shape[-3],
+        "pixel_width": pixels.shape[-2],
+    }
+
+
+def read_with_retry(uri: str) -> bytes | ImageFailure:
+    """Return a file's bytes, or why they can't be read; passing faults are tried again."""
+    for wait_s in (*_RETRY_WAITS_S, None):
+        try:
+            return fs.read_bytes(uri)
+        except FileNotFoundError:
+            return ImageFailure(ImageProblem.VANISHED, "listed, but gone when it was read")
+        except PermissionError:
+            return ImageFailure(ImageProblem.READ_DENIED, "no permission to read it")
+        except OSError as error:
+            if wait_s is None:
+                detail = str(error).splitlines()[0][:200]
+                return ImageFailure(ImageProblem.READ_FAILED, detail)
+            time.sleep(wait_s)
+    raise AssertionError("unreachable")
+
+
+class WholeImage:
+    """Prepare for prediction: the whole image at model resolution, aspect ratio kept."""
+
+    def __init__(self, *, resolution: int, patch: int) -> None:
+        self._resolution, self._patch = resolution, patch
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return (h, w, 3) uint8 with h and w multiples of the patch size."""
+        h, w = fit_grid(
+            image.shape[0], image.shape[1], resolution=self._resolution, patch=self._patch
+        )
+        return resize_image(image, h * self._patch, w * self._patch)
+
+
+class SquareViews:
+    """Prepare for training: the square views of an image."""
+
+    def __init__(self, config: ViewConfig, *, side: int) -> None:
+        self._config, self._side = config, side
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return (V, side, side, 3) uint8."""
+        boxes = view_boxes(
+            image.shape[0], image.shape[1], crops=self._config.crops, ratio=self._config.crop_ratio
+        )
+        return np.stack([resize_image(image, self._side, self._side, box=box) for box in boxes])
+
+
+def pixel_groups(table: pa.Table, batch: int) -> list[tuple[list[int], np.ndarray]]:
+    """Group the usable images of a unit into batches of one shape.
+
+    The groups depend on the unit alone, so each image is always computed in the same company.
+
+    Args:
+        table: of `fetch_unit`, single views.
+        batch: most images of a group.
+
+    Returns:
+        Row numbers and pixels (B, h, w, 3) uint8 of each group.
+    """
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for row, (h, w) in enumerate(
+        zip(table["pixel_height"].to_pylist(), table["pixel_width"].to_pylist(), strict=True)
+    ):
+        if h is not None:
+            shapes.setdefault((h, w), []).append(row)
+    groups = []
+    for (h, w), rows in shapes.items():
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            pixels = [np.frombuffer(table["pixels"][r].as_buffer(), np.uint8) for r in part]
+            groups.append((part, np.stack(pixels).reshape(len(part), h, w, 3)))
+    return groups

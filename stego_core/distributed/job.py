@@ -1,0 +1,68 @@
+"""What all job scripts share: flags, the run directory, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from stego_core import log
+from stego_core.config.load import load_job
+from stego_core.config.schema import Job
+from stego_core.errors import EXIT_BUG, EXIT_OK, ConfigError, StegoError
+from stego_core.storage.run import RunDirectory
+
+logger = logging.getLogger(__name__)
+JobT = TypeVar("JobT", bound=Job)
+
+
+def run_job(
+    job_type: type[JobT],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    plan: Callable[[JobT], list[str]],
+    run: Callable[[JobT, RunDirectory], None],
+    directory: Callable[[JobT], str],
+) -> int:
+    """Read the flags, run the job (or print its plan) and return the exit code.
+
+    Whatever happens, the run directory's `status.json` says how it ended: `ray job submit` does
+    not pass exit codes on. A configuration error touches nothing.
+    """
+    where: RunDirectory | None = None
+    debug = False
+    try:
+        job = load_job(job_type, sys.argv[1:] if argv is None else argv, prog=prog)
+        debug = job.debug
+        log.setup(debug=debug)
+        if job.dry_run:
+            sys.stdout.write("".join(f"{line}\n" for line in plan(job)))
+            return EXIT_OK
+        where = RunDirectory(directory(job), job=prog.removesuffix(".py"))
+        run(job, where)
+        where.status("done", stage="end", exit_code=EXIT_OK)
+        where.event("end", exit_code=EXIT_OK)
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, where, prog=prog, debug=debug)
+    return EXIT_OK
+
+
+def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, debug: bool) -> int:
+    known = isinstance(error, StegoError)
+    code = error.exit_code if isinstance(error, StegoError) else EXIT_BUG
+    text = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+    if debug or not known:
+        traceback.print_exc()
+    for line in text.splitlines() or [type(error).__name__]:
+        sys.stderr.write(log.redact(f"{prog}: error: {line}\n"))
+    if directory is None or isinstance(error, ConfigError):
+        return code
+    try:
+        directory.status("failed", exit_code=code, error=text.splitlines()[0])
+        directory.event("end", exit_code=code, error=text)
+    except OSError as second:
+        sys.stderr.write(f"{prog}: status.json can't be written: {second}\n")
+    return code

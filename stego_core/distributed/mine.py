@@ -1,0 +1,339 @@
+"""Mining: embed every view, keep its patch features, and find its nearest neighbours."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+import torch.nn.functional as F
+
+from stego_core.config.load import dump_toml, fingerprint
+from stego_core.config.schema import MineJob
+from stego_core.datasets.demo import resolve_demo
+from stego_core.datasets.directory import Dataset, open_dataset
+from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.fetch import SquareViews, fetch_unit
+from stego_core.distributed.progress import Progress
+from stego_core.distributed.units import Stage, receipt_table, run_units
+from stego_core.errors import ImageProblem, TooManyFailures
+from stego_core.masks.table import QUARANTINE_SCHEMA
+from stego_core.model.backbone import load_backbone, resolve_precision
+from stego_core.model.registry import BackboneRecord, find_backbone
+from stego_core.model.weights import ResolvedWeights, resolve_weights
+from stego_core.neighbors.search import exact_top_k
+from stego_core.neighbors.table import write_part
+from stego_core.storage import feature_store, fs
+from stego_core.storage.feature_store import Views, read_views, unit_names
+from stego_core.storage.manifest import Manifest, digest_files, list_images, write_manifest
+from stego_core.storage.run import RunDirectory
+from stego_core.training.views import view_side
+
+logger = logging.getLogger(__name__)
+
+_UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
+_QUERY_BLOCK = 8192  # views whose neighbours one task searches
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """What mining leaves for training.
+
+    Attributes:
+        dataset: images and, perhaps, labels.
+        manifest: of the images.
+        store_uri: folder of the feature store.
+        is_stored: whether patch features are in it, or embeddings only.
+        key: fingerprint of everything the features were computed from.
+        weights: of the backbone.
+    """
+
+    dataset: Dataset
+    manifest: Manifest
+    store_uri: str
+    is_stored: bool
+    key: str
+    weights: ResolvedWeights
+
+
+def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
+    """Return the size of the patch features of all views, in bytes."""
+    tokens = (view_side(job.views, record.patch_size) // record.patch_size) ** 2
+    blocks = len(job.backbone.blocks) if job.backbone.feature == "blocks" else 1
+    return num_images * views_per_image(job) * tokens * record.width * blocks * 2
+
+
+def views_per_image(job: MineJob) -> int:
+    """Return how many views each image gives."""
+    return 5 if job.views.crops == "five" else 1
+
+
+def plan_mine(job: MineJob) -> list[str]:
+    """Return what a run would do, one line each, without touching anything."""
+    record = find_backbone(job.backbone.name)
+    lines = [f"run directory: {job.out}", f"backbone: {record.timm_name} ({record.licence})"]
+    root = resolve_demo(job.data.root, write=False)
+    if root is None:
+        return [*lines, "images: the demo pictures, not written yet", "mine: to do"]
+    dataset = open_dataset(root, job.data.split)
+    files = list_images(dataset.images_uri, limit=job.data.limit)
+    size = store_bytes(job, record, len(files))
+    stored = "stored" if size <= job.store.max_bytes else "not stored (store.max_bytes)"
+    units = -(-len(files) // _unit_images(job))
+    done = RunDirectory(job.out, job="plan").read_json("mine.json") or {}
+    reuse = done.get("record") == _record(job, digest_files(files))
+    return [
+        *lines,
+        f"images: {dataset.images_uri}: {len(files)}, labels: {dataset.labels_uri or 'none'}",
+        f"views: {len(files) * views_per_image(job)} ({job.views.crops}), "
+        f"features: {size / 2**20:.0f} MiB, {stored}",
+        f"mine: {'reuse' if reuse else f'to do, {units} units'}",
+    ]
+
+
+def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
+    """Mine the neighbours of `job.data` into the run directory (see `mine`)."""
+    with connect(debug=job.debug):
+        mine(job, run)
+
+
+def mine(job: MineJob, run: RunDirectory) -> Mined:
+    """Embed all views and find their neighbours; reuse what an earlier run left.
+
+    Results lie below a key of everything that determines them, so a stale one is never reused.
+
+    Raises:
+        InputError: if there are no images, or none is usable.
+        TooManyFailures: if more images can't be used than `max_failed` allows.
+    """
+    root = resolve_demo(job.data.root, write=True)
+    assert root is not None  # noqa: S101 - write=True always returns a folder
+    dataset = open_dataset(root, job.data.split)
+    files = list_images(dataset.images_uri, limit=job.data.limit)
+    backbone = find_backbone(job.backbone.name)
+    weights = resolve_weights(backbone, job.backbone.weights)
+    is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
+    record = _record(job, digest_files(files))
+    key = fingerprint(record, weights.sha256, is_stored)
+    _drop_stale(run, key)
+    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+    store = run.path("features", key)
+    manifest = write_manifest(
+        fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
+    )
+    mined = Mined(dataset, manifest, store, is_stored, key, weights)
+    _embed(job, run, mined)
+    views = read_views(store, manifest.num_units)
+    _write_quarantine(job, run, views, manifest)
+    _search(job, run, views, key=key)
+    run.write_json(
+        "mine.json",
+        {
+            "key": key,
+            "record": record,
+            "weights": {"source": weights.source, "sha256": weights.sha256},
+            "views": len(views.image_ids),
+        },
+    )
+    return mined
+
+
+def _unit_images(job: MineJob) -> int:
+    return max(1, _UNIT_VIEWS // views_per_image(job))
+
+
+def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "backbone": find_backbone(job.backbone.name).timm_name,
+        "feature": job.backbone.feature,
+        "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
+        "precision": resolve_precision(job.backbone.precision, "cpu"),
+        "views": asdict(job.views),
+        "limits": asdict(job.limits),
+        "data": data_digest,
+    }
+    return record
+
+
+def _drop_stale(run: RunDirectory, key: str) -> None:
+    """Delete the features of other settings: they are large and can be computed again."""
+    for name in fs.list_names(run.path("features")):
+        if name != key:
+            logger.info("the settings or images have changed: dropping features/%s", name)
+            fs.delete(run.path("features", name))
+
+
+class EmbedWorker:
+    """The actor's part: pixels of views to patch features and embeddings, written at once.
+
+    Args:
+        job: the settings.
+        device: of torch.
+        threads: of torch.
+        mined: where the store lies, and the weights that are expected.
+    """
+
+    def __init__(self, *, job: MineJob, device: str, threads: int, mined: Mined) -> None:
+        torch.set_num_threads(threads)
+        self._backbone = load_backbone(job.backbone, device=device)
+        self._batch, self._device, self._mined = 16, device, mined
+
+    def __call__(self, unit: int, table: pa.Table) -> pa.Table:
+        """Write the unit's features and views; return them as rows for its receipt."""
+        usable = [row for row, data in enumerate(table["pixels"].to_pylist()) if data is not None]
+        features, ids, crops = [], [], []
+        image_ids = table["image_id"].to_pylist()
+        for row in usable:
+            shape = (-1, table["pixel_height"][row].as_py(), table["pixel_width"][row].as_py(), 3)
+            pixels = np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(shape)
+            images = self._backbone.prepare(torch.from_numpy(pixels.copy()))
+            features.append(self._backbone(images).cpu())
+            ids += [image_ids[row]] * len(pixels)
+            crops += list(range(len(pixels)))
+        embeddings = self._write(unit, table, features, ids, crops)
+        return table.select(["image_id", "status"]).append_column(
+            "views", pa.array([embeddings] * table.num_rows)
+        )
+
+    def _write(
+        self,
+        unit: int,
+        table: pa.Table,
+        features: list[torch.Tensor],
+        ids: list[int],
+        crops: list[int],
+    ) -> int:
+        rows: list[dict[str, Any]] = []
+        stored = None
+        if features:
+            maps = torch.cat(features)
+            embeddings = F.normalize(maps.mean((2, 3)), dim=1).numpy()
+            ok = ImageProblem.OK.value
+            rows = [
+                {"image_id": image_id, "crop": crop, "status": ok, "embedding": embedding}
+                for image_id, crop, embedding in zip(ids, crops, embeddings, strict=True)
+            ]
+            if self._mined.is_stored:
+                stored = maps.permute(0, 2, 3, 1).numpy()
+        for row in table.select(["image_id", "status", "detail"]).to_pylist():
+            if row["status"] != ImageProblem.OK:
+                rows.append(row | {"crop": 0})
+        table = pa.Table.from_pylist(rows, feature_store.SCHEMA)
+        feature_store.write_unit(self._mined.store_uri, unit, table, stored)
+        return len(ids)
+
+
+def _count_unit(unit: int, table: pa.Table) -> pa.Table:
+    return receipt_table(unit=unit, statuses=Counter(table["status"].to_pylist()))
+
+
+def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
+    manifest = mined.manifest
+
+    def pending() -> list[int]:
+        done = unit_names(mined.store_uri)
+        return [unit for unit in range(manifest.num_units) if unit not in done]
+
+    left = len(pending())
+    if not left:
+        run.event("mine/reused", key=mined.key)
+        logger.info("features: reused, key %s", mined.key)
+        return
+    actors = plan_actors(job.workers)
+    done = max(0, manifest.num_images - left * _unit_images(job))
+    progress = Progress(run, stage="mine", total=manifest.num_images, done=done)
+    run.status("running", stage="mine")
+    side = view_side(job.views, find_backbone(job.backbone.name).patch_size)
+    receipts = run_units(
+        pending,
+        fetch=Stage(
+            fetch_unit,
+            {
+                "manifest": manifest,
+                "prepare": SquareViews(job.views, side=side),
+                "limits": job.limits,
+            },
+        ),
+        work=Stage(
+            EmbedWorker,
+            {"job": job, "device": actors.device, "threads": actors.threads, "mined": mined},
+        ),
+        finish=Stage(_count_unit, {}),
+        actors=actors,
+        debug=job.debug,
+    )
+    for receipt in receipts:
+        progress.add(receipt["statuses"])
+    progress.finish()
+
+
+def _write_quarantine(job: MineJob, run: RunDirectory, views: Views, manifest: Manifest) -> None:
+    table = manifest.read(["image_id", "image_uri"])
+    uris = dict(zip(table["image_id"].to_pylist(), table["image_uri"].to_pylist(), strict=True))
+    rows = [
+        {"image_id": i, "image_uri": uris[i], "stage": "mine", "reason": reason, "detail": detail}
+        for i, reason, detail in views.failures
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA), buffer)
+    fs.write_bytes(run.path("quarantine.parquet"), buffer.getvalue())
+    if len(rows) > job.max_failed * manifest.num_images:
+        raise TooManyFailures(
+            f"{len(rows)} of {manifest.num_images} images can't be used; "
+            f"{run.uri}/quarantine.parquet says why"
+        )
+
+
+def _search_block(
+    views: Views, start: int, uri: str, *, stored: int, tile_bytes: int, key: str
+) -> int:
+    rows = slice(start, start + _QUERY_BLOCK)
+    embeddings = torch.from_numpy(views.embeddings.copy())
+    groups = torch.from_numpy(views.image_ids.copy())
+    scores, indices = exact_top_k(
+        embeddings[rows],
+        embeddings,
+        stored,
+        query_groups_Q=groups[rows],
+        gallery_groups_G=groups,
+        tile_bytes=tile_bytes,
+    )
+    write_part(uri, views, rows, scores.numpy(), indices.numpy(), key=key)
+    return len(scores)
+
+
+def _search(job: MineJob, run: RunDirectory, views: Views, *, key: str) -> None:
+    search_key = fingerprint(key, job.neighbors.stored)
+    current = run.read_json("neighbors/key.json") or {}
+    if current.get("key") == search_key:
+        return
+    started_s = time.monotonic()
+    run.status("running", stage="search")
+    fs.delete(run.path("neighbors"))
+    reference = ray.put(views)
+    search = ray.remote(num_cpus=1)(_search_block)
+    tasks = [
+        search.remote(
+            reference,
+            start,
+            run.path("neighbors", f"part-{part:05d}.parquet"),
+            stored=job.neighbors.stored,
+            tile_bytes=job.neighbors.tile_bytes,
+            key=key,
+        )
+        for part, start in enumerate(range(0, len(views.image_ids), _QUERY_BLOCK))
+    ]
+    found = sum(ray.get(tasks))
+    # Written last: without it the table is not complete.
+    run.write_json("neighbors/key.json", {"key": search_key, "features": key})
+    elapsed_s = time.monotonic() - started_s
+    run.event("search/done", views=found, elapsed_s=round(elapsed_s, 3))
+    logger.info("neighbours of %d views in %.1f s", found, elapsed_s)

@@ -1,0 +1,245 @@
+"""Distillation on Ray Train: mines first, then trains the head, then fits the clusters."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from stego_core.config.load import fingerprint, to_dict
+from stego_core.config.schema import TrainJob
+from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.mine import Mined, mine, plan_mine
+from stego_core.errors import ClusterError, StegoError
+from stego_core.model.backbone import load_backbone
+from stego_core.model.checkpoint import load_tensors
+from stego_core.model.registry import find_backbone
+from stego_core.model.segmenter import model_card, save_segmenter
+from stego_core.neighbors.table import neighbor_indices, read_table
+from stego_core.storage import fs
+from stego_core.storage.feature_store import StoredFeatures, Views, read_views
+from stego_core.storage.run import RunDirectory
+from stego_core.training.calibration import calibrate
+from stego_core.training.fit import fit
+from stego_core.training.loop import TrainData, train
+from stego_core.training.views import (
+    FeatureSource,
+    FromBackbone,
+    FromStore,
+    LabelSource,
+    view_side,
+)
+
+logger = logging.getLogger(__name__)
+
+_KEPT_CHECKPOINTS = 2
+_WORKER_FAILURES = 3
+
+
+def plan_train(job: TrainJob) -> list[str]:
+    """Return what a run would do, one line each, without touching anything."""
+    lines = plan_mine(job)
+    record = RunDirectory(job.out, job="plan").read_json("train.json") or {}
+    same = record.get("settings") == _settings(job)
+    state = "reuse" if same and fs.exists(fs.join(job.out, "model", "model.json")) else "to do"
+    return [
+        *lines,
+        f"train: {state}, {job.train.steps} steps of {job.train.batch} views, "
+        f"{job.workers} worker(s), {job.clusters.count} clusters, seed {job.seed}",
+    ]
+
+
+def train_model(job: TrainJob, run: RunDirectory) -> None:
+    """Train on `job.data` into the run directory; go on where an earlier run ended.
+
+    Raises:
+        InputError: if there are no images, or none is usable.
+        ClusterError: if Ray can't run the workers.
+    """
+    with connect(debug=job.debug):
+        mined = mine(job, run)
+        settings = _settings(job)
+        key = fingerprint(settings, mined.key)
+        record = run.read_json("train.json") or {}
+        if record.get("key") == key and fs.exists(run.path("model", "model.json")):
+            logger.info("%s is trained: nothing to do", job.out)
+            return
+        run.status("running", stage="train")
+        folder = _fit(job, run, mined, key=key)
+        tensors, card = load_tensors(folder, "model")
+        save_segmenter(run.path("model"), tensors, card)
+        run.write_json("train.json", {"key": key, "settings": settings})
+    run.count(steps=job.train.steps)
+    logger.info("model: %s", run.path("model"))
+
+
+def _settings(job: TrainJob) -> dict[str, Any]:
+    """Return what determines the model beside the mined features; not the number of workers."""
+    values = to_dict(job)
+    names = ("seed", "head", "loss", "train", "clusters", "neighbors")
+    return {name: values[name] for name in names}
+
+
+def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
+    """Run the workers; return the folder of the last checkpoint, which holds the model."""
+    actors = plan_actors(job.workers)
+    filesystem, path = fs.open_uri(run.path("checkpoints"))
+    resources = {"GPU": 1.0} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "job": job,
+            "mined": mined,
+            "run_uri": run.uri,
+            "threads": actors.threads,
+            "device": actors.device,
+        },
+        torch_config=TorchConfig(backend="nccl" if actors.num_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers,
+            use_gpu=bool(actors.num_gpus),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # The name holds the fingerprint: a run of other settings never continues this one.
+            name=f"train-{key}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    if result.checkpoint is None:
+        raise ClusterError("training ended without a checkpoint; see events.jsonl")
+    folder = result.checkpoint.path
+    return folder if fs.is_local(run.uri) else f"{run.uri.split('://')[0]}://{folder}"
+
+
+def _cause(error: Exception) -> StegoError:
+    """Return the workers' own error if it is one of ours, else a cluster error of one line."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, StegoError):
+            return cause
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return ClusterError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+
+
+class _RayContext:
+    """The training loop's view of Ray Train (see `TrainContext`)."""
+
+    def __init__(self, run_uri: str) -> None:
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        # An object store can't append: there the driver and this process have a file each.
+        name = "events.jsonl" if fs.is_local(run_uri) else "events-train.jsonl"
+        self._run = RunDirectory(run_uri, job="train", events=name)
+
+    def resume_folder(self) -> str | None:
+        """Return the newest checkpoint's folder, copied here."""
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else str(checkpoint.to_directory())
+
+    def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
+        """Hand a checkpoint to Ray Train; redoing a step overwrites its folder."""
+        name = f"step-{step:08d}"
+        if self.rank:
+            ray.train.report({"step": step}, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save(folder)
+            checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=name)
+
+    def event(self, name: str, **values: Any) -> None:
+        """Append to the run's events, on rank 0 only."""
+        if self.rank == 0:
+            self._run.event(name, **values)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Train on one worker; ordinary PyTorch apart from the context."""
+    job: TrainJob = config["job"]
+    mined: Mined = config["mined"]
+    torch.set_num_threads(config["threads"])
+    context = _RayContext(config["run_uri"])
+    device = config["device"]
+    folder = context.resume_folder()
+    if folder is not None and fs.exists(fs.join(folder, "model.json")):
+        return  # everything was done but the driver died before it took the model over
+    views = read_views(mined.store_uri, mined.manifest.num_units)
+    data = _train_data(job, mined, views, context, device=device)
+    model = train(job, data, context, device=device)
+
+    def save(folder: str) -> None:
+        tensors = fit(job, model, data)
+        save_segmenter(folder, tensors, _card(job, mined, views, data))
+
+    context.checkpoint(job.train.steps + 1, save)
+
+
+def _train_data(
+    job: TrainJob, mined: Mined, views: Views, context: _RayContext, *, device: str
+) -> TrainData:
+    neighbors_uri = fs.join(job.out, "neighbors")
+    table = read_table(neighbors_uri, key=mined.key)
+    neighbors = neighbor_indices(table, views, job.neighbors.used)
+    features = _features(job, mined, views, device=device)
+    rows = mined.manifest.read(["image_id", "path"])
+    paths = dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
+    labels, num_classes = None, 0
+    if mined.dataset.labels_uri is not None:
+        labels = LabelSource(mined.dataset, views, paths, config=job.views, limits=job.limits)
+        num_classes = labels.num_classes()
+        labels = labels if num_classes else None
+    calibration = calibrate(features, neighbors, seed=job.seed)
+    context.event("calibration", **asdict(calibration))
+    return TrainData(
+        features=features,
+        neighbors=neighbors,
+        channels=features.read(neighbors[:1, 0] * 0).shape[1],
+        labels=labels,
+        num_classes=num_classes,
+        side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
+        shifts=calibration.shifts if job.loss.shifts == "auto" else {},
+    )
+
+
+def _features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
+    if mined.is_stored:
+        return FromStore(StoredFeatures(mined.store_uri, mined.manifest.num_units))
+    rows = mined.manifest.read(["image_id", "image_uri"])
+    uris = dict(zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
+    backbone = load_backbone(job.backbone, device=device)
+    return FromBackbone(backbone, views, uris, config=job.views, limits=job.limits)
+
+
+def _card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[str, Any]:
+    return model_card(
+        weights=mined.weights,
+        config=job.backbone,
+        head=job.head,
+        cluster_names=[f"cluster {number}" for number in range(job.clusters.count)],
+        num_classes=data.num_classes,
+        class_names=list(mined.dataset.class_names),
+        training={
+            "views": len(views.image_ids),
+            "images": mined.manifest.num_images,
+            "data_digest": mined.manifest.digest,
+            "steps": job.train.steps,
+            "seed": job.seed,
+            "shifts": data.shifts,
+        },
+    )

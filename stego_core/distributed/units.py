@@ -1,0 +1,175 @@
+"""A streaming Ray Data plan over work units: fetch (CPU tasks) → work (actors) → finish (tasks).
+
+One row of the plan is one work unit; its images travel as one Arrow buffer. So it never matters how
+Ray cuts rows into blocks: every unit has the same images in the same order, whatever the number of
+actors and however often a job is resumed (docs/adr/0003).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+
+from stego_core.distributed.cluster import ActorPlan
+from stego_core.errors import ClusterError, StegoError
+
+logger = logging.getLogger(__name__)
+
+_MAX_BLOCKS = 20_000
+_ATTEMPTS = 5
+_ACTOR_RESTARTS = 4
+_IN_FLIGHT = 3  # units per actor: one in work, one ready, one on its way
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A function of (unit, table) → table and the keyword arguments it is called with."""
+
+    function: Callable[..., pa.Table]
+    kwargs: dict[str, Any]
+
+
+def pack(unit: int, table: pa.Table) -> pa.Table:
+    """Return a one-row table that carries a unit's table."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    payload = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
+    return pa.table({"unit": pa.array([unit], pa.int64()), "payload": payload})
+
+
+def unpack(row: pa.Table) -> tuple[int, pa.Table]:
+    """Return the unit and table of a one-row table that `pack` made."""
+    with pa.ipc.open_stream(row["payload"][0].as_buffer()) as reader:
+        return row["unit"][0].as_py(), reader.read_all()
+
+
+def _fetch(row: pa.Table, *, stage: Stage) -> pa.Table:
+    unit = row["unit"][0].as_py()
+    return pack(unit, stage.function(unit, **stage.kwargs))
+
+
+def _finish(row: pa.Table, *, stage: Stage) -> pa.Table:
+    unit, table = unpack(row)
+    return pack(unit, stage.function(unit, table, **stage.kwargs))
+
+
+class _Worker:
+    """The actor: builds the worker once, then gives it unit after unit."""
+
+    def __init__(
+        self, factory: Callable[..., Callable[..., pa.Table]], kwargs: dict[str, Any]
+    ) -> None:
+        self._work = factory(**kwargs)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        unit, table = unpack(row)
+        return pack(unit, self._work(unit, table))
+
+
+def run_units(
+    pending: Callable[[], Sequence[int]],
+    *,
+    fetch: Stage,
+    work: Stage,
+    finish: Stage,
+    actors: ActorPlan,
+    debug: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Run the units that are pending; yield the receipt of each as it is done.
+
+    A unit that was done is never pending again, so after a failure of the engine (a node died, an
+    actor ran out of memory) only the rest is run again.
+
+    Args:
+        pending: which units are left, asked before each attempt.
+        fetch: unit → table of inputs; a CPU task.
+        work: a factory; called with its keyword arguments in each actor, it returns a function of
+            unit and table.
+        finish: unit and table → a table with the one column `receipt`, JSON; a CPU task.
+        actors: number and size of the actors.
+        debug: show Ray's progress.
+
+    Raises:
+        ClusterError: if an attempt ends in an error of the engine without any unit done.
+    """
+    _configure(debug=debug)
+    for attempt in range(1, _ATTEMPTS + 1):
+        units = list(pending())
+        if not units:
+            return
+        done = 0
+        try:
+            for receipt in _stream(units, fetch, work, finish, actors):
+                done += 1
+                yield receipt
+        except (RayError, SystemError) as error:
+            cause = _user_error(error)
+            if cause is not None:
+                raise cause from error
+            if not done or attempt == _ATTEMPTS:
+                reason = str(error).strip().splitlines()[-1]
+                raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
+            logger.warning("Ray failed after %d units; going on with the rest", done)
+            time.sleep(min(2**attempt, 30))
+
+
+def _configure(*, debug: bool) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = debug
+    context.print_on_execution_start = debug
+    context.execution_options.preserve_order = False
+    if not debug:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _stream(
+    units: list[int], fetch: Stage, work: Stage, finish: Stage, actors: ActorPlan
+) -> Iterator[dict[str, Any]]:
+    data = ray.data.from_items(
+        [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MAX_BLOCKS)
+    )
+    one_unit: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    data = data.map_batches(_fetch, fn_kwargs={"stage": fetch}, num_cpus=1, **one_unit)
+    data = data.map_batches(
+        _Worker,
+        fn_constructor_kwargs={"factory": work.function, "kwargs": work.kwargs},
+        compute=ActorPoolStrategy(
+            size=min(actors.count, len(units)), max_tasks_in_flight_per_actor=_IN_FLIGHT
+        ),
+        num_cpus=actors.num_cpus,
+        num_gpus=actors.num_gpus or None,
+        max_restarts=_ACTOR_RESTARTS,
+        max_task_retries=_ACTOR_RESTARTS,
+        **one_unit,
+    )
+    data = data.map_batches(_finish, fn_kwargs={"stage": finish}, num_cpus=0.5, **one_unit)
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for index in range(batch.num_rows):
+            _, table = unpack(batch.slice(index, 1))
+            yield json.loads(table["receipt"][0].as_py())
+
+
+def receipt_table(**fields: Any) -> pa.Table:
+    """Return what a finish stage returns: one JSON receipt."""
+    return pa.table({"receipt": [json.dumps(fields)]})
+
+
+def _user_error(error: BaseException) -> StegoError | None:
+    """Return the error of ours that a Ray error carries, if any."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StegoError):
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return None

@@ -1,0 +1,86 @@
+"""Dense CRF refinement of one image, by pydensecrf.
+
+The kernels and their constants are those of the paper's evaluation (spec section 6.1), written from
+pydensecrf's own documentation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stego_core.errors import ConfigError
+from stego_core.inference.predict import interpolation_matrix
+
+ITERATIONS = 10
+GAUSSIAN_SXY, GAUSSIAN_COMPAT = 1, 3
+BILATERAL_SXY, BILATERAL_SRGB, BILATERAL_COMPAT = 67, 3, 4
+
+
+def require_crf() -> None:
+    """Check that the CRF library is there, before any work is done.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--crf needs the extra `crf`: pip install 'stego-ray[crf]' (a C++ compiler is needed)"
+        ) from error
+
+
+def upsampled_log_probs(
+    products_Nhw: Tensor,
+    code_Khw: Tensor,
+    *,
+    height: int,
+    width: int,
+    alpha: float,
+    is_cosine: bool = True,
+) -> Tensor:
+    """Return log softmax(alpha * cosine) of the upsampled code: (N, height, width) float32.
+
+    The code's length at a pixel is that of the upsampled code, so K channels are upsampled here.
+    With `is_cosine` off the products are logits, as a linear probe's are: log softmax of them.
+    """
+    down = interpolation_matrix(height, products_Nhw.shape[1])
+    across = interpolation_matrix(width, products_Nhw.shape[2])
+    products = torch.einsum("ph,nhw,qw->npq", down, products_Nhw.float(), across)
+    if not is_cosine:
+        return torch.log_softmax(products, 0)
+    norm = torch.zeros(height, width)
+    for channel in code_Khw.float():
+        norm += (down @ channel @ across.T).square()
+    return torch.log_softmax(alpha * products / norm.sqrt().clamp_min(1e-10), 0)
+
+
+def refine(pixels_HWC: np.ndarray, log_probs_NHW: Tensor) -> np.ndarray:
+    """Return the label map after mean-field inference.
+
+    Args:
+        pixels_HWC: uint8 RGB of the same height and width.
+        log_probs_NHW: log probabilities, float32.
+
+    Returns:
+        (H, W) uint8, or uint16 for more than 255 clusters.
+    """
+    import pydensecrf.densecrf as dcrf
+
+    count, height, width = log_probs_NHW.shape
+    unary = np.ascontiguousarray(-log_probs_NHW.numpy().reshape(count, -1))
+    crf = dcrf.DenseCRF2D(width, height, count)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(sxy=GAUSSIAN_SXY, compat=GAUSSIAN_COMPAT)
+    crf.addPairwiseBilateral(
+        sxy=BILATERAL_SXY,
+        srgb=BILATERAL_SRGB,
+        rgbim=np.ascontiguousarray(pixels_HWC),
+        compat=BILATERAL_COMPAT,
+    )
+    posterior = np.asarray(crf.inference(ITERATIONS))
+    dtype = np.uint8 if count <= 255 else np.uint16
+    labels: np.ndarray = posterior.argmax(0).reshape(height, width).astype(dtype)
+    return labels

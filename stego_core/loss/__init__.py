@@ -1,0 +1,1 @@
+"""The correspondence loss of STEGO as pure functions on tensors; no I/O and no state."""

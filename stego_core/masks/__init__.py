@@ -1,0 +1,1 @@
+"""Label maps as they are stored and named: their encodings, their tables and their colours."""

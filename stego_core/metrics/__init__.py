@@ -1,0 +1,1 @@
+"""Scores of segmentations against labels, all computed from one confusion matrix."""

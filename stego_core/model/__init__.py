@@ -1,0 +1,1 @@
+"""The frozen backbone, the head, the probes, and their files."""

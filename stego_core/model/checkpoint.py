@@ -1,0 +1,62 @@
+"""Models and training states as files: safetensors for tensors, JSON for the rest; no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from stego_core.errors import CheckpointError
+from stego_core.storage import fs
+
+MODEL_VERSION = 1
+
+
+def save_tensors(folder_uri: str, name: str, tensors: Mapping[str, Tensor], card: Any) -> None:
+    """Write `<name>.safetensors` and, last, `<name>.json`: a reader that sees one sees both.
+
+    Args:
+        folder_uri: where the two files go.
+        name: `model` or `state`.
+        tensors: of any device; keys are kept.
+        card: what is not a tensor; JSON-able.
+    """
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    data = safetensors.torch.save(plain)
+    fs.write_bytes(fs.join(folder_uri, f"{name}.safetensors"), data)
+    text = json.dumps(card, indent=2, sort_keys=True) + "\n"
+    fs.write_bytes(fs.join(folder_uri, f"{name}.json"), text.encode())
+
+
+def load_tensors(folder_uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        CheckpointError: if the files are missing, damaged or of another kind.
+    """
+    try:
+        card = json.loads(fs.read_bytes(fs.join(folder_uri, f"{name}.json")))
+        tensors = safetensors.torch.load(fs.read_bytes(fs.join(folder_uri, f"{name}.safetensors")))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder_uri} holds no {name}.safetensors and .json") from error
+    except (ValueError, safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder_uri}: {name} can't be read ({error})") from error
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{folder_uri}/{name}.json is not a JSON object")
+    return tensors, card
+
+
+def find_model(uri: str) -> str:
+    """Return the folder with the model files of a run directory or checkpoint folder.
+
+    Raises:
+        CheckpointError: if neither holds a model.
+    """
+    for folder in (uri, fs.join(uri, "model")):
+        if fs.exists(fs.join(folder, "model.json")):
+            return folder
+    raise CheckpointError(f"{uri} holds no trained model; train one with jobs/train.py --out {uri}")

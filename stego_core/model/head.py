@@ -1,0 +1,99 @@
+"""The head: projection of frozen features to the code, the only part that STEGO trains.
+
+Letters in names: B images, C feature channels, K code channels, h w grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stego_core.config.schema import HeadConfig
+from stego_core.errors import ConfigError, ShapeError
+
+
+class Head(nn.Module):
+    """Project features to the code, at every grid cell alone.
+
+    `nonlinear`: W1 f + W3 ReLU(W2 f); `linear`: W1 f. All are 1x1 convolutions with bias; W2
+    keeps the width.
+
+    Args:
+        width: C, channels of the features.
+        config: kind and K, the channels of the code. Its `dropout` isn't read here: masks are
+            drawn by `dropout_masks` and passed to `forward`.
+    Source: the projection of the original code; Hamilton et al. 2022 describe it in words only.
+    """
+
+    def __init__(self, width: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.width = width
+        self.dim = config.dim
+        self.linear = nn.Conv2d(width, config.dim, kernel_size=1)
+        self.nonlinear: nn.Sequential | None = None
+        if config.kind == "nonlinear":
+            self.nonlinear = nn.Sequential(
+                nn.Conv2d(width, width, kernel_size=1),
+                nn.ReLU(),
+                nn.Conv2d(width, config.dim, kernel_size=1),
+            )
+
+    def forward(
+        self, features_BChw: Tensor, keep_masks: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Project features to the code.
+
+        Args:
+            features_BChw: backbone features, (B, C, h, w).
+            keep_masks: channel dropout of the linear and of the nonlinear branch, (B, C, 1, 1)
+                each, 0 for a dropped channel and 1/(1-p) for a kept one; a linear head uses the
+                first only. None: no dropout. They come from outside so that any number of
+                workers can draw the same masks.
+
+        Returns:
+            The code, (B, K, h, w).
+
+        Raises:
+            ShapeError: if the features have another width or a mask another shape.
+        """
+        if features_BChw.ndim != 4 or features_BChw.shape[1] != self.width:
+            raise ShapeError(
+                f"features {tuple(features_BChw.shape)}: this head needs (B, {self.width}, h, w)"
+            )
+        first = second = features_BChw
+        if keep_masks is not None:
+            first, second = (_drop(features_BChw, mask) for mask in keep_masks)
+        code: Tensor = self.linear(first)
+        if self.nonlinear is not None:
+            code = code + self.nonlinear(second)
+        return code
+
+
+def dropout_masks(batch: int, channels: int, p: float, generator: torch.Generator) -> Tensor:
+    """Draw channel dropout for a batch.
+
+    Args:
+        batch: B, images.
+        channels: C, channels of the features.
+        p: probability that a channel of an image is dropped, in [0, 1).
+        generator: source of the randomness; the result lies on its device.
+
+    Returns:
+        0 for a dropped and 1/(1-p) for a kept channel, (B, C, 1, 1) float32.
+
+    Raises:
+        ConfigError: if p isn't in [0, 1).
+    """
+    if not 0 <= p < 1:
+        raise ConfigError(f"head.dropout is {p}: choose a probability from 0 to below 1")
+    draws = torch.rand(batch, channels, 1, 1, generator=generator, device=generator.device)
+    return (draws >= p).float() / (1 - p)
+
+
+def _drop(features_BChw: Tensor, keep_mask: Tensor) -> Tensor:
+    if keep_mask.shape != (*features_BChw.shape[:2], 1, 1):
+        raise ShapeError(
+            f"dropout mask {tuple(keep_mask.shape)} for features {tuple(features_BChw.shape)}: "
+            "give (B, C, 1, 1)"
+        )
+    return features_BChw * keep_mask.to(features_BChw.dtype)

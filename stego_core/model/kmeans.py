@@ -1,0 +1,163 @@
+"""Spherical k-means: directions that the codes gather around, found without labels.
+
+Letters in names: N points, D dimensions, M clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stego_core.errors import ConfigError, ShapeError
+
+# Cosines of all points with all centroids are never held at once beyond this size.
+_BLOCK_BYTES = 16 * 2**20
+# Points below this length count as zero vectors.
+_ZERO_NORM = 1e-10
+# Centroids whose points cancel out to less than this length have no direction.
+_SMALLEST_NORM = 1e-6
+# An iteration that raises the mean cosine by less than this ends a start.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KMeansResult:
+    """The best start of a k-means."""
+
+    centroids: Tensor
+    """Unit rows, (M, D) float32, on the points' device."""
+    objective: float
+    """Mean cosine of the points with their nearest centroid, in [-1, 1]; higher is better."""
+    objectives: tuple[float, ...]
+    """The objective that every start reached."""
+
+
+@torch.no_grad()
+def spherical_kmeans(
+    points_ND: Tensor,
+    count: int,
+    *,
+    seed: int,
+    restarts: int = 8,
+    max_iterations: int = 100,
+) -> KMeansResult:
+    """Find unit vectors that maximise the mean cosine of points with their nearest one.
+
+    Each start is a k-means++ on cosine distance followed by Lloyd iterations; the start with the
+    highest mean cosine is kept. A cluster that loses its points moves to the point that is
+    fitted worst. On a CPU the seed and the thread count determine the result to the last bit.
+
+    Args:
+        points_ND: points, (N, D); only their directions count. Zero vectors have none and are
+            left out of the fit and of the objective.
+        count: M, number of clusters.
+        seed: seed of all starts; fewer restarts run the first ones of many.
+        restarts: number of starts, at least 1.
+        max_iterations: Lloyd iterations of a start; 0 keeps what k-means++ chose.
+
+    Returns:
+        Centroids and objectives. With fewer than M distinct directions some centroids are equal.
+
+    Raises:
+        ConfigError: if there are fewer than M non-zero points, a point isn't finite, or a number
+            is out of range.
+        ShapeError: if the points aren't a matrix.
+    Source: Dhillon and Modha 2001 (spherical k-means); Arthur and Vassilvitskii 2007 (k-means++).
+        Takes the place of the original's clusters trained by SGD, which can lose clusters.
+    """
+    unit_ND = _unit_points(points_ND, count, restarts)
+    generator = torch.Generator().manual_seed(seed)
+    ends = [
+        _iterate(unit_ND, _choose_start(unit_ND, count, generator), max_iterations)
+        for _ in range(restarts)
+    ]
+    best_MD, objective = max(ends, key=lambda end: end[1])
+    return KMeansResult(
+        centroids=best_MD, objective=objective, objectives=tuple(value for _, value in ends)
+    )
+
+
+def _unit_points(points_ND: Tensor, count: int, restarts: int) -> Tensor:
+    if points_ND.ndim != 2:
+        raise ShapeError(f"k-means got points of shape {tuple(points_ND.shape)}: give (N, D)")
+    if count < 1 or restarts < 1:
+        raise ConfigError(
+            f"k-means can't make {count} clusters from {restarts} starts: choose at least 1 of each"
+        )
+    points_ND = points_ND.float()
+    norms = torch.linalg.vector_norm(points_ND, dim=1)
+    if not bool(torch.isfinite(norms).all()):
+        raise ConfigError(
+            "k-means got codes that are not finite: the training diverged, lower train.head_lr"
+        )
+    directed = norms > _ZERO_NORM
+    if int(directed.sum()) < count:
+        raise ConfigError(
+            f"k-means got {int(directed.sum())} usable codes for {count} clusters: lower "
+            "clusters.count, or use more images"
+        )
+    unit_ND: Tensor = points_ND[directed] / norms[directed, None]
+    return unit_ND
+
+
+def _choose_start(unit_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    # k-means++: each further start is drawn with probability proportional to 1 - cosine, which
+    # is half the squared distance of unit vectors.
+    chosen = int(torch.randint(len(unit_ND), (1,), generator=generator))
+    starts = [chosen]
+    gaps = torch.full((len(unit_ND),), torch.inf, device=unit_ND.device)
+    for _ in range(count - 1):
+        gaps = torch.minimum(gaps, 1 - unit_ND @ unit_ND[chosen]).clamp_(min=0)
+        chosen = _draw(gaps, generator)
+        starts.append(chosen)
+    return unit_ND[starts].clone()
+
+
+def _draw(weights: Tensor, generator: torch.Generator) -> int:
+    # Inverse of the cumulative distribution: torch.multinomial stops at 2^24 choices. Where all
+    # weights are 0 (only duplicates are left) any point is as good as another.
+    share = float(torch.rand((), generator=generator, dtype=torch.float64))
+    cumulative = weights.double().cumsum(0)
+    total = float(cumulative[-1])
+    if total <= 0:
+        return int(share * len(weights))
+    target = torch.tensor(share * total, dtype=torch.float64, device=weights.device)
+    index = int(torch.searchsorted(cumulative, target, right=True))
+    return min(index, len(weights) - 1)
+
+
+def _iterate(unit_ND: Tensor, centroids_MD: Tensor, max_iterations: int) -> tuple[Tensor, float]:
+    nearest, cosines = _assign(unit_ND, centroids_MD)
+    objective = float(cosines.double().mean())
+    for _ in range(max_iterations):
+        moved_MD = _move(unit_ND, nearest, cosines, len(centroids_MD))
+        nearest, cosines = _assign(unit_ND, moved_MD)
+        reached = float(cosines.double().mean())
+        # Rounding can lower the objective in its last digits: the better centroids are kept.
+        gain = reached - objective
+        if gain > 0:
+            centroids_MD, objective = moved_MD, reached
+        if gain <= _TOLERANCE:
+            break
+    return centroids_MD, objective
+
+
+def _assign(unit_ND: Tensor, centroids_MD: Tensor) -> tuple[Tensor, Tensor]:
+    rows = max(1, _BLOCK_BYTES // (4 * len(centroids_MD)))
+    best = [
+        (unit_ND[first : first + rows] @ centroids_MD.T).max(dim=1)
+        for first in range(0, len(unit_ND), rows)
+    ]
+    return torch.cat([block.indices for block in best]), torch.cat([block.values for block in best])
+
+
+def _move(unit_ND: Tensor, nearest: Tensor, cosines: Tensor, count: int) -> Tensor:
+    sums_MD = unit_ND.new_zeros(count, unit_ND.shape[1]).index_add_(0, nearest, unit_ND)
+    norms = torch.linalg.vector_norm(sums_MD, dim=1)
+    dead = (norms < _SMALLEST_NORM).nonzero()[:, 0]
+    if len(dead):
+        sums_MD[dead] = unit_ND[cosines.topk(len(dead), largest=False).indices]
+    return F.normalize(sums_MD, dim=1)

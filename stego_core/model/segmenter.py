@@ -1,0 +1,141 @@
+"""The whole model: backbone, head and clusters as one module, with its file format.
+
+Legend: B images, H W pixels, C feature channels, K code channels, N clusters, h w grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stego_core.config.schema import BackboneConfig, HeadConfig
+from stego_core.errors import CheckpointError
+from stego_core.model.backbone import Backbone, load_backbone
+from stego_core.model.checkpoint import MODEL_VERSION, find_model, load_tensors, save_tensors
+from stego_core.model.head import Head
+from stego_core.model.weights import ResolvedWeights
+
+CLUSTER, LINEAR, BASELINE = "cluster", "linear", "baseline_kmeans"
+
+
+class Segmenter(nn.Module):
+    """Images to code, and code to scores of clusters or classes.
+
+    Args:
+        backbone: frozen features.
+        tensors: `head.*`, `clusters` (N, K), `baseline` (N, C), and with labels `linear.weight`
+            (classes, K) and `linear.bias`.
+        card: what was read from `model.json`.
+
+    Raises:
+        CheckpointError: if the tensors don't fit each other.
+    """
+
+    def __init__(
+        self, backbone: Backbone, tensors: dict[str, Tensor], card: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.card = card
+        self.head = Head(backbone.width, HeadConfig(**card["head"]))
+        prefix = "head."
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            self.head.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError("the head's weights don't fit the backbone's width") from error
+        self.register_buffer("clusters", F.normalize(tensors["clusters"], dim=1))
+        self.register_buffer("baseline", F.normalize(tensors["baseline"], dim=1))
+        self.linear: tuple[Tensor, Tensor] | None = None
+        if "linear.weight" in tensors:
+            self.linear = (tensors["linear.weight"], tensors["linear.bias"])
+        self.requires_grad_(False).eval()
+
+    @property
+    def num_clusters(self) -> int:
+        """Return N."""
+        return len(self.get_buffer("clusters"))
+
+    def encode(self, pixels_BHWC: Tensor, *, flip: bool = False) -> tuple[Tensor, Tensor]:
+        """Return features and code of a batch.
+
+        Args:
+            pixels_BHWC: uint8 RGB; H and W multiples of the patch size.
+            flip: average with the mirrored image's (spec section 6, step 1).
+
+        Returns:
+            Features (B, C, h, w) and code (B, K, h, w), float32.
+        """
+        images = self.backbone.prepare(pixels_BHWC)
+        with torch.inference_mode():
+            features = self.backbone(images)
+            code = self.head(features)
+            if flip:
+                mirrored = self.backbone(images.flip(3))
+                features = (features + mirrored.flip(3)) / 2
+                code = (code + self.head(mirrored).flip(3)) / 2
+        return features, code
+
+    def products(self, maps_BChw: Tensor, kind: str) -> Tensor:
+        """Return what upsampling and argmax turn into a label map: (B, N, h, w).
+
+        For clusters these are inner products with unit centroids. Because interpolation is linear
+        and a pixel's code length is common to all clusters, argmax of the upsampled products is
+        that of the cosines of the upsampled code, without ever upsampling K channels.
+
+        Args:
+            maps_BChw: code for `cluster` and `linear`, features for `baseline_kmeans`.
+            kind: which of the three.
+        """
+        if kind == LINEAR:
+            if self.linear is None:
+                raise CheckpointError("the model has no linear probe: it was trained unlabelled")
+            weight, bias = self.linear
+            return torch.einsum("bkhw,nk->bnhw", maps_BChw, weight.to(maps_BChw)) + bias.to(
+                maps_BChw
+            ).view(1, -1, 1, 1)
+        centroids = self.get_buffer("clusters" if kind == CLUSTER else "baseline")
+        return torch.einsum("bkhw,nk->bnhw", maps_BChw, centroids)
+
+
+def save_segmenter(folder_uri: str, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write a model folder: `model.safetensors`, `model.json`; the backbone is not in it."""
+    save_tensors(folder_uri, "model", tensors, {"version": MODEL_VERSION, **card})
+
+
+def model_card(
+    *, weights: ResolvedWeights, config: BackboneConfig, head: HeadConfig, **facts: Any
+) -> dict[str, Any]:
+    """Return what has to stand in `model.json` for the model to be loaded again."""
+    return {
+        "backbone": asdict(config),
+        "backbone_weights": {"source": weights.source, "sha256": weights.sha256},
+        "head": asdict(head),
+        **facts,
+    }
+
+
+def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") -> Segmenter:
+    """Load a model from a run directory or checkpoint folder, local or URI.
+
+    Raises:
+        CheckpointError: if it is not a model, or its backbone weights are not those it was
+            trained with.
+    """
+    tensors, card = load_tensors(find_model(uri), "model")
+    if card.get("version") != MODEL_VERSION:
+        raise CheckpointError(f"{uri}: model version {card.get('version')} is not known here")
+    settings = {**card["backbone"], "precision": precision}
+    settings["blocks"] = tuple(settings["blocks"])
+    backbone = load_backbone(BackboneConfig(**settings), device=device)
+    expected, found = card["backbone_weights"]["sha256"], backbone.weights.sha256
+    if found != expected:
+        raise CheckpointError(
+            f"{uri} was trained on backbone weights {expected[:12]}, found {found[:12]}: "
+            "give the same file with --backbone.weights when training"
+        )
+    return Segmenter(backbone, tensors, card).to(device)

@@ -1,0 +1,98 @@
+"""The neighbours table: one row per view, the nearest views of other images, nearest first."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stego_core.errors import SchemaError
+from stego_core.neighbors.search import NONE
+from stego_core.storage import fs
+from stego_core.storage.feature_store import Views
+
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("crop", pa.int8()),
+        ("neighbor_ids", pa.list_(pa.int64())),
+        ("neighbor_crops", pa.list_(pa.int8())),
+        ("scores", pa.list_(pa.float32())),
+    ]
+)
+
+
+def write_part(
+    uri: str,
+    views: Views,
+    rows: slice,
+    scores: np.ndarray,
+    indices: np.ndarray,
+    *,
+    key: str,
+) -> None:
+    """Write the neighbours of a run of views as one Parquet file.
+
+    Args:
+        uri: target file.
+        views: all views; `indices` point into them.
+        rows: the views that this part describes.
+        scores: (Q, k) cosine similarities, falling.
+        indices: (Q, k) views, `NONE` where there is no neighbour.
+        key: fingerprint of what the neighbours were computed from, kept in the file.
+    """
+    present = indices != NONE
+    offsets = np.concatenate([[0], np.cumsum(present.sum(1))]).astype(np.int32)
+    neighbors = indices[present]
+    table = pa.table(
+        {
+            "image_id": views.image_ids[rows],
+            "crop": views.crops[rows],
+            "neighbor_ids": pa.ListArray.from_arrays(offsets, views.image_ids[neighbors]),
+            "neighbor_crops": pa.ListArray.from_arrays(offsets, views.crops[neighbors]),
+            "scores": pa.ListArray.from_arrays(offsets, scores[present].astype(np.float32)),
+        },
+        schema=SCHEMA,
+    ).replace_schema_metadata({"stego.key": key, "stego.schema": "neighbors/1"})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    fs.write_bytes(uri, buffer.getvalue())
+
+
+def read_table(folder_uri: str, *, key: str) -> pa.Table:
+    """Return the whole neighbours table.
+
+    Raises:
+        SchemaError: if a file was computed from other data or settings than `key` names.
+    """
+    tables = []
+    for name in fs.list_names(folder_uri):
+        if not name.endswith(".parquet"):
+            continue
+        table = pq.read_table(pa.BufferReader(fs.read_bytes(fs.join(folder_uri, name))))
+        if (table.schema.metadata or {}).get(b"stego.key") != key.encode():
+            raise SchemaError(f"{fs.join(folder_uri, name)} is stale; run mine_neighbors again")
+        tables.append(table)
+    if not tables:
+        raise SchemaError(f"{folder_uri} holds no neighbours; run mine_neighbors first")
+    return pa.concat_tables(tables)
+
+
+def neighbor_indices(table: pa.Table, views: Views, used: int) -> np.ndarray:
+    """Return the nearest `used` neighbours of each view as indices of views.
+
+    Returns:
+        (V, used) int64, `NONE` where a view has fewer.
+    """
+    position = {
+        (int(image), int(crop)): view
+        for view, (image, crop) in enumerate(zip(views.image_ids, views.crops, strict=True))
+    }
+    out = np.full((len(position), used), NONE, np.int64)
+    columns = ("image_id", "crop", "neighbor_ids", "neighbor_crops")
+    for image, crop, ids, crops in zip(*(table[c].to_pylist() for c in columns), strict=True):
+        nearest = [position[pair] for pair in zip(ids[:used], crops[:used], strict=True)]
+        out[position[image, crop], : len(nearest)] = nearest
+    return out

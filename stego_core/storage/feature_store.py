@@ -1,0 +1,143 @@
+"""The feature store: the backbone's patch features of every training view, computed once.
+
+One work unit of the manifest is one pair of files: `unit-<n>.npy`, (V, h, w, C) float16, and
+`unit-<n>.parquet` with one row per view (and per image that could not be used). The table is
+written last, so a unit is complete exactly when its table is there.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stego_core.errors import ImageProblem, InputError
+from stego_core.storage import fs
+
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("crop", pa.int8()),
+        ("status", pa.string()),
+        ("detail", pa.string()),
+        ("embedding", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """All views of a store, in manifest order; row v of each array is view v.
+
+    Attributes:
+        image_ids: (V,) int64.
+        crops: (V,) int8, 0 for a whole image, 0 to 4 for five crops.
+        embeddings: (V, D) float32, unit length: mean of the patch features.
+        failures: (image_id, problem, detail) of images that could not be used.
+    """
+
+    image_ids: np.ndarray
+    crops: np.ndarray
+    embeddings: np.ndarray
+    failures: list[tuple[int, str, str]]
+
+
+def unit_names(folder_uri: str) -> set[int]:
+    """Return the numbers of the units that are complete."""
+    names = fs.list_names(folder_uri)
+    return {
+        int(name[5:13]) for name in names if name.startswith("unit-") and name.endswith(".parquet")
+    }
+
+
+def write_unit(folder_uri: str, unit: int, table: pa.Table, features: np.ndarray | None) -> None:
+    """Write one unit: features (V, h, w, C), if they are stored, then the table of its views."""
+    if features is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, features.astype(np.float16), allow_pickle=False)
+        fs.write_bytes(fs.join(folder_uri, f"unit-{unit:08d}.npy"), buffer.getvalue())
+    buffer = io.BytesIO()
+    pq.write_table(table.cast(SCHEMA), buffer, compression="zstd")
+    fs.write_bytes(fs.join(folder_uri, f"unit-{unit:08d}.parquet"), buffer.getvalue())
+
+
+def read_views(folder_uri: str, num_units: int) -> Views:
+    """Return every usable view of a complete store.
+
+    Raises:
+        InputError: if no view is usable.
+    """
+    tables = []
+    for unit in range(num_units):
+        data = fs.read_bytes(fs.join(folder_uri, f"unit-{unit:08d}.parquet"))
+        tables.append(pq.read_table(pa.BufferReader(data)))
+    table = pa.concat_tables(tables)
+    usable = table.filter(pc.equal(table["status"], ImageProblem.OK))
+    failed = table.filter(pc.not_equal(table["status"], ImageProblem.OK))
+    if not usable.num_rows:
+        raise InputError(f"none of {failed.num_rows} images can be used; see quarantine.parquet")
+    flat = usable["embedding"].combine_chunks().flatten().to_numpy()
+    return Views(
+        image_ids=usable["image_id"].to_numpy(),
+        crops=usable["crop"].to_numpy(),
+        embeddings=flat.reshape(usable.num_rows, -1),
+        failures=[(r["image_id"], r["status"], r["detail"]) for r in failed.to_pylist()],
+    )
+
+
+class StoredFeatures:
+    """Random access to the features of a complete store.
+
+    Files are memory-mapped: only the views that are read take memory. Units of a store in a bucket
+    are copied to a temporary folder when first touched.
+
+    Args:
+        folder_uri: the store.
+        num_units: units of the manifest it was made from.
+    """
+
+    def __init__(self, folder_uri: str, num_units: int) -> None:
+        self._folder_uri = folder_uri
+        self._copies = None if fs.is_local(folder_uri) else tempfile.TemporaryDirectory()
+        self._units = [self._open(unit) for unit in range(num_units)]
+        counts = [len(unit) if unit is not None else 0 for unit in self._units]
+        self._ends = np.cumsum(counts)
+        shapes = {unit.shape[1:] for unit in self._units if unit is not None}
+        (self._shape,) = shapes
+
+    def _open(self, unit: int) -> np.ndarray | None:
+        name = f"unit-{unit:08d}.npy"
+        if self._copies is None:
+            path = fs.local_path(self._folder_uri) / name
+        else:
+            path = Path(self._copies.name, name)
+            data = fs.read_if_exists(fs.join(self._folder_uri, name))
+            if data is not None:
+                path.write_bytes(data)
+        # A unit in which no image was usable has no features.
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+
+    def __len__(self) -> int:
+        """Return the number of views."""
+        return int(self._ends[-1])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (h, w, C) of each view."""
+        return self._shape
+
+    def read(self, views: np.ndarray) -> np.ndarray:
+        """Return the features of some views: (B, h, w, C) float32."""
+        out = np.empty((len(views), *self._shape), np.float32)
+        units = np.searchsorted(self._ends, views, side="right")
+        for row, (view, unit) in enumerate(zip(views, units, strict=True)):
+            array = self._units[unit]
+            assert array is not None  # noqa: S101 - searchsorted never lands on an empty unit
+            out[row] = array[view - (self._ends[unit] - len(array))]
+        return out

@@ -1,0 +1,1 @@
+"""Distillation of the head: sampling, one step, the loop, checkpoints."""

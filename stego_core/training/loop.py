@@ -1,0 +1,172 @@
+"""The training loop: steps, events, checkpoints. It runs under Ray Train or without Ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stego_core.config.schema import TrainJob
+from stego_core.training.sampler import StepDraws, draw_step
+from stego_core.training.state import Optimizers, load_state, save_state
+from stego_core.training.step import StepBatch, Trainable
+from stego_core.training.views import FeatureSource, LabelSource
+
+logger = logging.getLogger(__name__)
+
+
+class TrainContext(Protocol):
+    """What the loop needs of its surroundings."""
+
+    @property
+    def rank(self) -> int:
+        """Return this worker's number."""
+
+    @property
+    def num_workers(self) -> int:
+        """Return the number of workers that share each batch."""
+
+    def resume_folder(self) -> str | None:
+        """Return the folder of the newest checkpoint, if there is one."""
+
+    def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
+        """Keep what `save(folder)` writes on rank 0; called by every worker."""
+
+    def event(self, name: str, **values: Any) -> None:
+        """Record an event; only rank 0's count."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainData:
+    """What a run trains on.
+
+    Attributes:
+        features: of the views.
+        neighbors: (V, N) views, -1 where there are fewer.
+        channels: C of the features.
+        labels: for the linear probe, or None.
+        num_classes: of the labels; 0 without.
+        side: of a view in pixels.
+        shifts: calibrated shifts; empty takes those of the configuration.
+    """
+
+    features: FeatureSource
+    neighbors: np.ndarray
+    channels: int
+    labels: LabelSource | None
+    num_classes: int
+    side: int
+    shifts: dict[str, float]
+
+
+def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str) -> Trainable:
+    """Train head and probes; return them on every worker.
+
+    Steps are counted in batches. A run that was interrupted continues from its newest checkpoint
+    with exactly the batches that would have followed.
+    """
+    model = Trainable(
+        job, channels=data.channels, num_classes=data.num_classes, shifts=data.shifts
+    ).to(device)
+    optimizers = Optimizers(model, job.train)
+    first = 0
+    folder = context.resume_folder()
+    if folder is not None:
+        first = int(load_state(folder, model, optimizers)["step"])
+        context.event("train/resumed", step=first)
+    # Only the head and the probes are synchronised; the backbone is frozen and not even here.
+    module: nn.Module = model
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        module = DistributedDataParallel(model)
+    model.train()
+    started_s = time.monotonic()
+    for step in range(first, job.train.steps):
+        draws = draw_step(job, step, neighbors_VN=data.neighbors, channels=data.channels)
+        losses: dict[str, Tensor] = module(_batch(job, data, draws, context, device))
+        optimizers.zero_grad()
+        torch.autograd.backward(losses["total"])
+        optimizers.step()
+        done = step + 1
+        if done % job.train.log_every == 0 or done == job.train.steps:
+            rate = (done - first) / (time.monotonic() - started_s)
+            _log(context, done, job.train.steps, rate, losses)
+        if done % job.train.checkpoint_every == 0 or done == job.train.steps:
+            context.checkpoint(done, _Saver(model, optimizers, done))
+    return model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class _Saver:
+    model: Trainable
+    optimizers: Optimizers
+    step: int
+
+    def __call__(self, folder: str) -> None:
+        save_state(folder, self.model, self.optimizers, {"step": self.step})
+
+
+def _batch(
+    job: TrainJob, data: TrainData, draws: StepDraws, context: TrainContext, device: str
+) -> StepBatch:
+    share = job.train.batch // context.num_workers
+    rows = slice(context.rank * share, (context.rank + 1) * share)
+    labels = None
+    if data.labels is not None:
+        found, points = data.labels.read(draws.anchors[rows], draws.pixels[rows], data.side)
+        labels = (found.to(device), points.to(device))
+    return StepBatch(
+        anchor=data.features.read(draws.anchors[rows]).to(device),
+        neighbor=data.features.read(draws.neighbors[rows]).to(device),
+        draws=draws,
+        rows=rows,
+        labels=labels,
+    )
+
+
+def _log(
+    context: TrainContext, step: int, steps: int, rate: float, losses: dict[str, Tensor]
+) -> None:
+    values = {
+        key if "/" in key else f"loss/{key}": round(float(value.detach()), 6)
+        for key, value in losses.items()
+    }
+    values["throughput/steps_per_s"] = round(rate, 3)
+    context.event("train/step", step=step, **values)
+    if context.rank == 0:
+        logger.info(
+            "train %d/%d  loss %.4f  %.1f steps/s  eta %.0f s",
+            step,
+            steps,
+            values["loss/total"],
+            rate,
+            (steps - step) / max(rate, 1e-9),
+        )
+
+
+class LocalContext:
+    """One worker without Ray: no resume, checkpoints are dropped, events are kept in a list."""
+
+    rank = 0
+    num_workers = 1
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def resume_folder(self) -> str | None:
+        """Return nothing: this context keeps no checkpoints."""
+        return None
+
+    def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
+        """Drop the checkpoint."""
+
+    def event(self, name: str, **values: Any) -> None:
+        """Keep the event."""
+        self.events.append({"event": name, **values})

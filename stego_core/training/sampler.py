@@ -1,0 +1,93 @@
+"""Every random draw of a training step, made for the whole batch from seed and step alone.
+
+Each worker makes the same draws and takes its rows of them. So the batch sequence depends neither
+on the number of workers nor on where a run was interrupted, and there is no RNG state to save.
+
+Legend: B views of the whole batch, C feature channels, S x S sampled points, P label pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stego_core.config.schema import TrainJob
+from stego_core.loss.correspondence import derangement
+from stego_core.model.head import dropout_masks
+from stego_core.neighbors.search import NONE
+
+_EPOCH_STREAM, _STEP_STREAM = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepDraws:
+    """The draws of one step.
+
+    Attributes:
+        anchors: (B,) views.
+        neighbors: (B,) views, one mined neighbour of each anchor.
+        coords_anchor: (B, S, S, 2) in [-1, 1], points of the anchor.
+        coords_other: (B, S, S, 2), points of the neighbour and of all random partners.
+        partners: (R, B) positions in the batch: the random partners.
+        keep: (2, 3, B, C, 1, 1) channel dropout: anchor and neighbour; linear branch, nonlinear
+            branch and the feature correspondences (spec: three independent draws per forward).
+        pixels: (B, P, 2) in [0, 1), relative (x, y) of label pixels.
+    """
+
+    anchors: np.ndarray
+    neighbors: np.ndarray
+    coords_anchor: Tensor
+    coords_other: Tensor
+    partners: Tensor
+    keep: Tensor
+    pixels: Tensor
+
+
+def _generator(seed: int, stream: int, index: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def _anchors(seed: int, step: int, batch: int, num_views: int) -> np.ndarray:
+    # Epochs follow each other without a short last batch: each view is seen once per epoch.
+    places = np.arange(step * batch, (step + 1) * batch)
+    out = np.empty(batch, np.int64)
+    for epoch in np.unique(places // num_views):
+        order = torch.randperm(num_views, generator=_generator(seed, _EPOCH_STREAM, int(epoch)))
+        here = places // num_views == epoch
+        out[here] = order.numpy()[places[here] % num_views]
+    return out
+
+
+def draw_step(job: TrainJob, step: int, *, neighbors_VN: np.ndarray, channels: int) -> StepDraws:
+    """Make the draws of one step.
+
+    Args:
+        job: the configuration; its seed is the only source of randomness.
+        step: batches before this one.
+        neighbors_VN: (V, N) views, `NONE` where a view has fewer neighbours.
+        channels: C of the features.
+    """
+    batch, samples = job.train.batch, job.loss.samples
+    anchors = _anchors(job.seed, step, batch, len(neighbors_VN))
+    generator = _generator(job.seed, _STEP_STREAM, step)
+    ranks = torch.rand(batch, generator=generator).numpy()
+    candidates = neighbors_VN[anchors]
+    counts = (candidates != NONE).sum(1)
+    picks = candidates[np.arange(batch), (ranks * counts).astype(np.int64)]
+    points = torch.rand(2, batch, samples, samples, 2, generator=generator) * 2 - 1
+    partners = [derangement(batch, generator) for _ in range(job.loss.negatives)]
+    keep = dropout_masks(6 * batch, channels, job.head.dropout, generator)
+    return StepDraws(
+        anchors=anchors,
+        # Without any neighbour (a single image) the view is its own: the pair teaches nothing new.
+        neighbors=np.where(counts > 0, picks, anchors),
+        coords_anchor=points[0],
+        coords_other=points[1],
+        partners=torch.stack(partners),
+        keep=keep.view(2, 3, batch, channels, 1, 1),
+        pixels=torch.rand(batch, job.train.linear_pixels, 2, generator=generator),
+    )

@@ -1,0 +1,159 @@
+"""One training step: the trained modules, and from a batch to its losses.
+
+Legend: b views of this worker, B of the whole batch, C feature channels, K code channels,
+h w grid, S x S sampled points, R random partners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stego_core.config.schema import PairConfig, TrainJob
+from stego_core.loss.correspondence import (
+    correspondence_loss,
+    correspondence_mean,
+    sample_points,
+)
+from stego_core.model.head import Head
+from stego_core.model.probes import ClusterProbe, LinearProbe
+from stego_core.training.sampler import StepDraws
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """This worker's share of a batch.
+
+    Attributes:
+        anchor: (b, C, h, w) features.
+        neighbor: (b, C, h, w) features.
+        draws: of the whole batch.
+        rows: this worker's rows of the draws.
+        labels: (b, P) int64 and their points (b, P, 2), or None without labels.
+    """
+
+    anchor: Tensor
+    neighbor: Tensor
+    draws: StepDraws
+    rows: slice
+    labels: tuple[Tensor, Tensor] | None
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate the rows of all workers; gradients flow back to the worker that made them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.count
+        return total[start : start + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all workers in rank order; without other workers, the rows."""
+    gathered: Tensor = rows
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        gathered = _GatherRows.apply(rows)
+    return gathered
+
+
+def mean_over_workers(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all workers, without gradient."""
+    value = value.detach().clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+class Trainable(nn.Module):
+    """Head and probes: all that is trained, and all that workers synchronise.
+
+    Args:
+        job: the configuration.
+        channels: C of the features.
+        num_classes: of the labels; 0 builds no linear probe.
+        shifts: the shift of each kind of pair.
+    """
+
+    def __init__(
+        self, job: TrainJob, *, channels: int, num_classes: int, shifts: dict[str, float]
+    ) -> None:
+        super().__init__()
+        # Its own generator state, so that what ran before can't change the initial weights.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            self.head = Head(channels, job.head)
+            self.cluster_probe = ClusterProbe(job.head.dim, job.clusters.count)
+            self.linear_probe = LinearProbe(job.head.dim, num_classes) if num_classes else None
+        self._loss = job.loss
+        self._shifts = shifts
+
+    def forward(self, batch: StepBatch) -> dict[str, Tensor]:
+        """Return the losses of this worker's rows, and what is worth logging.
+
+        Returns:
+            `total` with gradient; `self`, `knn`, `random`, `cluster`, `linear` losses and the mean
+            code correspondence of each kind of pair (`cd/self`, ...), the paper's collapse signal.
+        """
+        draws, rows = batch.draws, batch.rows
+        keep = draws.keep[:, :, rows].to(batch.anchor)
+        code = self.head(batch.anchor, (keep[0, 0], keep[0, 1]))
+        code_knn = self.head(batch.neighbor, (keep[1, 0], keep[1, 1]))
+        teacher, teacher_knn = batch.anchor * keep[0, 2], batch.neighbor * keep[1, 2]
+        coords = draws.coords_anchor[rows].to(batch.anchor)
+        others = draws.coords_other[rows].to(batch.anchor)
+        f1, c1 = sample_points(teacher, coords), sample_points(code, coords)
+        out: dict[str, Tensor] = {}
+        out["self"] = self._pair("self", f1, f1, c1, c1, out)
+        f2, c2 = sample_points(teacher_knn, others), sample_points(code_knn, others)
+        out["knn"] = self._pair("knn", f1, f2, c1, c2, out)
+        all_features, all_codes = gather_rows(teacher), gather_rows(code)
+        partners = draws.partners[:, rows].to(all_codes.device)
+        f3 = torch.cat([sample_points(all_features[p], others) for p in partners])
+        c3 = torch.cat([sample_points(all_codes[p], others) for p in partners])
+        repeat = (len(partners), 1, 1, 1)
+        out["random"] = self._pair("random", f1.repeat(repeat), f3, c1.repeat(repeat), c3, out)
+        out["cluster"] = self.cluster_probe.loss(code)
+        out["total"] = out["cluster"] + sum(
+            getattr(self._loss, kind).weight * out[kind] for kind in ("self", "knn", "random")
+        )
+        if self.linear_probe is not None and batch.labels is not None:
+            labels, points = batch.labels
+            valid = (labels >= 0) & (labels < self.linear_probe.classifier.out_channels)
+            num_valid = mean_over_workers(valid.sum().float())
+            out["linear"] = self.linear_probe.loss(code, labels, points, num_valid=num_valid)
+            out["total"] = out["total"] + out["linear"]
+        return out
+
+    def _pair(
+        self, kind: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, out: dict[str, Tensor]
+    ) -> Tensor:
+        """Return the mean loss of one kind of pair (spec 3.2) and log its code correspondence."""
+        config = self._loss
+        pair: PairConfig = getattr(config, kind)
+        out[f"cd/{kind}"] = correspondence_mean(c1.detach(), c2.detach())
+        loss = correspondence_loss(
+            f1,
+            f2,
+            c1,
+            c2,
+            shift=self._shifts.get(kind, pair.shift),
+            pointwise=config.pointwise,
+            zero_clamp=config.zero_clamp,
+            stabilize=config.stabilize,
+            global_mean=mean_over_workers(correspondence_mean(f1, f2)),
+        )
+        return loss.mean()

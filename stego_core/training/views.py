@@ -1,0 +1,169 @@
+"""Random access to what a step needs of a view: its features and, where there are any, labels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stego_core.config.schema import ImageLimits, ViewConfig
+from stego_core.datasets.directory import Dataset
+from stego_core.errors import InputError
+from stego_core.images.decode import ImageFailure, decode_image, decode_label
+from stego_core.images.geometry import resize_image, resize_labels, view_boxes
+from stego_core.model.backbone import Backbone
+from stego_core.storage import fs
+from stego_core.storage.feature_store import StoredFeatures, Views
+
+IGNORE_INDEX = 255
+_LABEL_CACHE_BYTES = 256 * 2**20
+
+
+class FeatureSource(Protocol):
+    """Features of views by index."""
+
+    def read(self, views: np.ndarray) -> Tensor:
+        """Return (B, C, h, w) float32."""
+
+
+class FromStore:
+    """Features that mining stored: the backbone is not needed any more."""
+
+    def __init__(self, store: StoredFeatures) -> None:
+        self._store = store
+
+    def read(self, views: np.ndarray) -> Tensor:
+        """Return (B, C, h, w) float32."""
+        return torch.from_numpy(self._store.read(views)).permute(0, 3, 1, 2).contiguous()
+
+
+class FromBackbone:
+    """Features computed on demand, for data too large to store.
+
+    Args:
+        backbone: the frozen network.
+        views: all views.
+        uris: image URI by image id.
+        config: how views are cut.
+        limits: of the decoder.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: Views,
+        uris: dict[int, str],
+        *,
+        config: ViewConfig,
+        limits: ImageLimits,
+    ) -> None:
+        self._backbone, self._views, self._uris = backbone, views, uris
+        self._config, self._limits = config, limits
+        self._side = view_side(config, backbone.patch_size)
+
+    def read(self, views: np.ndarray) -> Tensor:
+        """Return (B, C, h, w) float32.
+
+        Raises:
+            InputError: if an image that mining could read can't be read any more.
+        """
+        pixels = np.stack([self._pixels(int(view)) for view in views])
+        # Features are rounded like stored ones, so that a run is the same with and without store.
+        features: Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
+        return features.cpu().half().float()
+
+    def _pixels(self, view: int) -> np.ndarray:
+        uri = self._uris[int(self._views.image_ids[view])]
+        image = decode_image(fs.read_bytes(uri), self._limits)
+        if isinstance(image, ImageFailure):
+            raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
+        boxes = view_boxes(
+            image.shape[0], image.shape[1], crops=self._config.crops, ratio=self._config.crop_ratio
+        )
+        return resize_image(image, self._side, self._side, box=boxes[self._views.crops[view]])
+
+
+class LabelSource:
+    """Label pixels of views, for the linear probe only.
+
+    Args:
+        dataset: with labels.
+        views: all views.
+        paths: image path below the images folder, by image id.
+        config: how views are cut.
+        limits: of the decoder.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: Views,
+        paths: dict[int, str],
+        *,
+        config: ViewConfig,
+        limits: ImageLimits,
+    ) -> None:
+        self._dataset, self._views, self._paths = dataset, views, paths
+        self._config, self._limits = config, limits
+        self._cache: OrderedDict[int, np.ndarray | None] = OrderedDict()
+        self._cached_bytes = 0
+
+    def read(self, views: np.ndarray, pixels: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Return labels at drawn pixels of views.
+
+        Args:
+            views: (B,) views.
+            pixels: (B, P, 2) relative (x, y) in [0, 1).
+            side: pixels along a view.
+
+        Returns:
+            Labels (B, P) int64, `IGNORE_INDEX` where an image has none, and the pixel centres
+            (B, P, 2) as (x, y) in [-1, 1].
+        """
+        index = (pixels * side).long().clamp(max=side - 1)
+        labels = torch.full(index.shape[:2], IGNORE_INDEX)
+        for row, view in enumerate(views):
+            label_map = self._view_labels(int(view), side)
+            if label_map is not None:
+                picked = label_map[index[row, :, 1].numpy(), index[row, :, 0].numpy()]
+                labels[row] = torch.from_numpy(picked.astype(np.int64))
+        return labels, (index + 0.5) / side * 2 - 1
+
+    def num_classes(self) -> int:
+        """Return the largest label of any image plus one; 0 if there are no labels at all."""
+        largest = -1
+        for image_id in self._paths:
+            labels = self._image_labels(image_id)
+            if labels is not None and (valid := labels[labels != IGNORE_INDEX]).size:
+                largest = max(largest, int(valid.max()))
+        return largest + 1
+
+    def _view_labels(self, view: int, side: int) -> np.ndarray | None:
+        labels = self._image_labels(int(self._views.image_ids[view]))
+        if labels is None:
+            return None
+        boxes = view_boxes(*labels.shape, crops=self._config.crops, ratio=self._config.crop_ratio)
+        return resize_labels(labels, side, side, box=boxes[self._views.crops[view]])
+
+    def _image_labels(self, image_id: int) -> np.ndarray | None:
+        if image_id in self._cache:
+            self._cache.move_to_end(image_id)
+            return self._cache[image_id]
+        data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
+        labels = None if data is None else decode_label(data, self._limits)
+        if isinstance(labels, ImageFailure):
+            labels = None
+        self._cache[image_id] = labels
+        self._cached_bytes += 0 if labels is None else labels.nbytes
+        while self._cached_bytes > _LABEL_CACHE_BYTES:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= 0 if dropped is None else dropped.nbytes
+        return labels
+
+
+def view_side(config: ViewConfig, patch_size: int) -> int:
+    """Return the side of a view in pixels: the resolution, rounded up to whole patches."""
+    return -(-config.resolution // patch_size) * patch_size

@@ -1,0 +1,165 @@
+"""From what the jobs left behind to the report: reads masks, images, events and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stego_core.config.schema import ImageLimits, ReportJob
+from stego_core.errors import ImageProblem, InputError
+from stego_core.images.decode import ImageFailure, decode_image
+from stego_core.images.geometry import resize_image
+from stego_core.masks.codec import decode_mask
+from stego_core.masks.palette import cluster_colors
+from stego_core.storage import fs
+from stego_core.storage.run import RunDirectory
+from stego_core.viz.report import ReportFacts, ReportImage, write_report
+
+logger = logging.getLogger(__name__)
+_MAX_SIDE = 640  # the report shows thumbnails: nothing larger is kept
+_CURVES = ("loss/total", "loss/self", "loss/knn", "loss/random", "loss/cluster")
+
+
+def plan_report(job: ReportJob) -> list[str]:
+    """Return what a run would do, one line each, without touching anything."""
+    parts = fs.list_names(fs.join(job.masks, "masks"))
+    return [f"masks: {job.masks}: {len(parts)} file(s)", f"report: {job.masks}/report/index.html"]
+
+
+def build_report(job: ReportJob, run: RunDirectory) -> None:
+    """Write the report of `job.masks` to `report/` below it.
+
+    Raises:
+        InputError: if there are no masks.
+    """
+    folder = fs.join(job.masks, "masks")
+    parts = [fs.join(folder, n) for n in fs.list_names(folder) if n.endswith(".parquet")]
+    if not parts:
+        raise InputError(f"{folder} holds no masks; run segment_bucket.py --out {job.masks}")
+    clusters = _cluster_table(parts[0])
+    names = [cluster["name"] for cluster in clusters]
+    source = RunDirectory(job.masks, job="report")
+    index = write_report(
+        fs.local_path(run.uri),
+        _images(parts, job),
+        _facts(job, source),
+        names,
+        cluster_colors(len(names)),
+    )
+    run.event("report", index=str(index))
+    logger.info("report: %s", index)
+
+
+def _cluster_table(part_uri: str) -> list[dict[str, str]]:
+    filesystem, path = fs.open_uri(part_uri)
+    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+    return list(json.loads(metadata[b"stego.clusters"]))
+
+
+def _images(parts: list[str], job: ReportJob) -> Iterator[ReportImage]:
+    """Yield images spread evenly over all that were segmented, decoding one at a time."""
+    total = 0
+    for part in parts:
+        filesystem, path = fs.open_uri(part)
+        total += pq.read_metadata(path, filesystem=filesystem).num_rows
+    every = max(1, -(-total // job.images))
+    seen = 0
+    for part in parts:
+        filesystem, path = fs.open_uri(part)
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            for batch in file.iter_batches(batch_size=64):
+                for row in pa.Table.from_batches([batch]).to_pylist():
+                    if row["status"] != ImageProblem.OK:
+                        continue
+                    if seen % every == 0 and (image := _image(row)) is not None:
+                        yield image
+                    seen += 1
+
+
+def _image(row: dict[str, Any]) -> ReportImage | None:
+    try:
+        pixels = decode_image(fs.read_bytes(row["image_uri"]), ImageLimits())
+    except OSError:
+        return None  # moved since: the report shows the others
+    if isinstance(pixels, ImageFailure):
+        return None
+    height, width = pixels.shape[:2]
+    scale = min(1.0, _MAX_SIDE / max(height, width))
+    pixels = resize_image(pixels, max(1, int(height * scale)), max(1, int(width * scale)))
+    return ReportImage(
+        name=row["image_uri"].rsplit("/", 1)[-1],
+        pixels=pixels,
+        labels=decode_mask(row["mask"]["bytes"]).astype(np.int64),
+        shares={entry["cluster"]: entry["share"] for entry in row["clusters"]},
+    )
+
+
+def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
+    success = source.read_json("_SUCCESS") or {}
+    rows = [("images", str(success.get("rows", "?")))]
+    rows += [(f"status {k}", str(v)) for k, v in sorted(success.get("statuses", {}).items())]
+    rows.append(("masks", job.masks))
+    card = json.loads(fs.read_if_exists(fs.join(job.model, "model", "model.json")) or b"{}")
+    if card:
+        training = card["training"]
+        rows += [
+            ("model", job.model),
+            ("backbone", card["backbone"]["name"]),
+            ("backbone weights", card["backbone_weights"]["source"]),
+            ("trained on", f"{training['images']} images, {training['views']} views"),
+            ("steps", str(training["steps"])),
+            ("seed", str(training["seed"])),
+            ("shifts", json.dumps(training["shifts"])),
+        ]
+    metrics: dict[str, float] = {}
+    if job.metrics is not None:
+        metrics = RunDirectory(job.metrics, job="report").read_json("metrics.json") or {}
+    return ReportFacts(
+        title="Unsupervised segmentation",
+        rows=rows,
+        metrics=metrics,
+        quarantine=_quarantine(source),
+        curves=_curves(job.model),
+        query=query_line(job.masks),
+    )
+
+
+def query_line(masks_uri: str) -> str:
+    """Return a DuckDB line that finds the images with the most of one cluster."""
+    source = f"'{masks_uri}/masks/*.parquet'"
+    query = (
+        "SELECT image_uri, c.cluster, round(c.share, 2) AS share "
+        "FROM (SELECT image_uri, unnest(clusters) AS c FROM {source}) "
+        "ORDER BY share DESC LIMIT 10"
+    )
+    return f'duckdb -c "{query.format(source=source)}"'
+
+
+def _quarantine(source: RunDirectory) -> list[tuple[str, str, str]]:
+    data = fs.read_if_exists(source.path("quarantine.parquet"))
+    if data is None:
+        return []
+    table = pq.read_table(pa.BufferReader(data))
+    return [(r["image_uri"], r["reason"], r["detail"] or "") for r in table.to_pylist()]
+
+
+def _curves(model_uri: str) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, dict[int, float]] = {}
+    for name in ("events.jsonl", "events-train.jsonl"):
+        for line in (fs.read_if_exists(fs.join(model_uri, name)) or b"").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a line that a killed process left unfinished
+            if event.get("event") != "train/step":
+                continue
+            for key in _CURVES:
+                if key in event:  # steps that were done again after a kill replace the first ones
+                    curves.setdefault(key, {})[int(event["step"])] = float(event[key])
+    return {key: sorted(points.items()) for key, points in curves.items()}

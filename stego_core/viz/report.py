@@ -1,0 +1,300 @@
+"""The report of a run: one HTML page and its image files, to be opened from disk or a bucket.
+
+The page loads nothing from elsewhere and holds no script. Names of images, clusters and reasons
+come from outside: they are shown as text and never become part of a path.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stego_core.errors import ConfigError, ShapeError
+from stego_core.masks.palette import color_hex
+from stego_core.viz.overlay import (
+    NO_CLUSTER_COLOR,
+    check_pixels,
+    crop_around,
+    encode_jpeg,
+    fit_pixels,
+    mask_image,
+    overlay,
+    resize_labels,
+)
+
+if TYPE_CHECKING:
+    import jinja2
+
+_THUMB_BOX = (320, 480)  # width and height in pixels; the page shows them no wider
+_CROP_SOURCE_BOX = (640, 640)  # crops are cut from a larger copy, so that they stay sharp
+_CROP_SIDE = 144
+_CROPS_PER_CLUSTER = 8
+_MAX_QUARANTINE_ROWS = 500
+_MAX_CURVE_POINTS = 500
+_CURVE_SIZE = (300.0, 90.0)
+_OWN_FILE = re.compile(r"\d{6,}-(image|overlay)\.jpg|\d{6,}-mask\.png|cluster-\d{5}-\d\.jpg")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportImage:
+    """One image of the report.
+
+    Args:
+        name: shown as text; any characters.
+        pixels: uint8 RGB, (H, W, 3), H W pixels.
+        labels: cluster ids, integers (h, w); may be smaller than the image.
+        shares: cluster id → share of the image's pixels, [0, 1].
+    """
+
+    name: str
+    pixels: np.ndarray
+    labels: np.ndarray
+    shares: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFacts:
+    """What the report says besides its images.
+
+    Args:
+        title: the heading.
+        rows: facts of the run, (what, value).
+        metrics: metric name → value; may be empty.
+        quarantine: images that could not be used, (name, reason, detail).
+        curves: name → (step, value) pairs, for example of `loss/total`; may be empty.
+        query: a DuckDB line that reads the masks; not shown if empty.
+    """
+
+    title: str
+    rows: list[tuple[str, str]]
+    metrics: dict[str, float]
+    quarantine: list[tuple[str, str, str]]
+    curves: dict[str, list[tuple[int, float]]]
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class _LegendRow:
+    cluster: int
+    name: str
+    color: str
+    share: float  # [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An image as the page shows it; its files are `images/<stem>-<kind>`."""
+
+    order: int  # from 1
+    name: str
+    width: int  # of the thumbnail, pixels
+    height: int
+    legend: list[_LegendRow]  # largest share first
+
+    @property
+    def stem(self) -> str:
+        return f"{self.order:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Crop:
+    share: float
+    order: int
+    image_name: str
+    jpeg: bytes
+
+
+class _Clusters:
+    """What is known of each cluster over the images seen so far; keeps only small JPEG crops."""
+
+    def __init__(self, names: Sequence[str], colors: np.ndarray) -> None:
+        if colors.ndim != 2 or colors.shape[1] != 3 or len(names) != len(colors):
+            raise ShapeError(f"{len(names)} cluster names do not go with colors {colors.shape}")
+        self.names = list(names)
+        self.colors = colors
+        self.hex = [color_hex(color) for color in colors]
+        self.share_sums = [0.0] * len(colors)
+        self.num_images = [0] * len(colors)
+        self.crops: dict[int, list[_Crop]] = {}
+
+    def legend(self, image: ReportImage) -> list[_LegendRow]:
+        """Return the image's clusters, largest share first."""
+        unknown = sorted(set(image.shares) - set(range(len(self.colors))))
+        if unknown:
+            raise ShapeError(
+                f"{image.name!r} has a share for cluster {unknown[0]}, "
+                f"but there are {len(self.colors)} clusters"
+            )
+        ordered = sorted(image.shares.items(), key=lambda item: (-item[1], item[0]))
+        return [self._row(cluster, share) for cluster, share in ordered if share > 0]
+
+    def add(self, image: ReportImage, entry: _Entry) -> None:
+        """Count the image's shares and keep its crop for each cluster where it leads."""
+        pixels = fit_pixels(image.pixels, _CROP_SOURCE_BOX)
+        labels = resize_labels(image.labels, pixels.shape[0], pixels.shape[1])
+        for row in entry.legend:
+            self.share_sums[row.cluster] += row.share
+            self.num_images[row.cluster] += 1
+            kept = self.crops.setdefault(row.cluster, [])
+            is_full = len(kept) == _CROPS_PER_CLUSTER
+            # A cluster of a few pixels can be lost in the smaller label map.
+            if (is_full and row.share <= kept[-1].share) or not (labels == row.cluster).any():
+                continue
+            color = self.colors[row.cluster]
+            crop = crop_around(pixels, labels, row.cluster, color, _CROP_SIDE)
+            kept.append(_Crop(row.share, entry.order, entry.name, encode_jpeg(crop)))
+            kept.sort(key=lambda each: (-each.share, each.order))
+            del kept[_CROPS_PER_CLUSTER:]
+
+    def overall(self, num_images: int) -> list[_LegendRow]:
+        """Return the clusters that occur, by mean share over the images, largest first."""
+        used = [cluster for cluster, count in enumerate(self.num_images) if count > 0]
+        rows = [self._row(cluster, self.share_sums[cluster] / num_images) for cluster in used]
+        return sorted(rows, key=lambda row: (-row.share, row.cluster))
+
+    def unused(self) -> list[str]:
+        """Return the names of the clusters that occur in no image."""
+        return [name for name, count in zip(self.names, self.num_images, strict=True) if not count]
+
+    def _row(self, cluster: int, share: float) -> _LegendRow:
+        return _LegendRow(cluster, self.names[cluster], self.hex[cluster], share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    name: str
+    lines: list[str]  # SVG points in a box of `_CURVE_SIZE`; a non-finite value breaks the line
+    low: float
+    high: float
+    last: float
+    first_step: int
+    last_step: int
+
+
+def write_report(
+    folder: Path,
+    images: Iterable[ReportImage],
+    facts: ReportFacts,
+    cluster_names: Sequence[str],
+    colors: np.ndarray,
+) -> Path:
+    """Write `index.html` and `images/` and return the path of the page.
+
+    The images are read one at a time, in order. The same input gives the same bytes; image files
+    of an earlier report in the same folder are replaced or removed.
+
+    Args:
+        folder: where to write; made if it is missing.
+        images: any number, none included.
+        facts: the heading, tables and curves.
+        cluster_names: a name for each cluster.
+        colors: uint8 (N, 3), one row for each cluster.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+        ShapeError: an image, its labels or shares, or the names do not fit together.
+    """
+    template = _load_template()
+    clusters = _Clusters(cluster_names, colors)
+    image_folder = folder / "images"
+    image_folder.mkdir(parents=True, exist_ok=True)
+    for path in image_folder.iterdir():
+        if _OWN_FILE.fullmatch(path.name):
+            path.unlink()
+    entries = []
+    for order, image in enumerate(images, start=1):
+        entry = _write_image(image_folder, order, image, clusters)
+        clusters.add(image, entry)
+        entries.append(entry)
+    for cluster, crops in clusters.crops.items():
+        for rank, crop in enumerate(crops):
+            (image_folder / f"cluster-{cluster:05d}-{rank}.jpg").write_bytes(crop.jpeg)
+    page = template.render(
+        facts=facts,
+        entries=entries,
+        clusters=clusters,
+        overall=clusters.overall(len(entries)),
+        unused=clusters.unused(),
+        no_cluster=color_hex(NO_CLUSTER_COLOR),
+        curves=[_curve(name, points) for name, points in facts.curves.items()],
+        curve_size=_CURVE_SIZE,
+        crop_side=_CROP_SIDE,
+        max_quarantine_rows=_MAX_QUARANTINE_ROWS,
+    )
+    index = folder / "index.html"
+    # A file name that is no valid UTF-8 holds lone surrogates, which can't be encoded.
+    index.write_bytes(page.encode("utf-8", "backslashreplace"))
+    return index
+
+
+def _load_template() -> jinja2.Template:
+    try:
+        import jinja2
+    except ImportError:
+        raise ConfigError(
+            "the report needs jinja2, which is not installed: pip install 'stego-ray[report]'"
+        ) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # for any name; the default looks at the template's suffix
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    return environment.get_template("report.html.jinja")
+
+
+def _write_image(folder: Path, order: int, image: ReportImage, clusters: _Clusters) -> _Entry:
+    check_pixels(image.pixels)
+    pixels = fit_pixels(image.pixels, _THUMB_BOX)
+    height, width = pixels.shape[:2]
+    labels = resize_labels(image.labels, height, width)
+    entry = _Entry(order, image.name, width, height, clusters.legend(image))
+    drawn = overlay(pixels, labels, clusters.colors)
+    (folder / f"{entry.stem}-image.jpg").write_bytes(encode_jpeg(pixels))
+    (folder / f"{entry.stem}-overlay.jpg").write_bytes(encode_jpeg(drawn))
+    mask_image(labels, clusters.colors).save(folder / f"{entry.stem}-mask.png")
+    return entry
+
+
+def _curve(name: str, points: list[tuple[int, float]]) -> _Curve:
+    """Scale a curve into the box; many points become the means of equal runs of them."""
+    ordered = sorted(points, key=lambda point: point[0])
+    size = max(math.ceil(len(ordered) / _MAX_CURVE_POINTS), 1)
+    runs = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    means = [(run[-1][0], sum(value for _, value in run) / len(run)) for run in runs]
+    finite = [value for _, value in means if math.isfinite(value)]
+    low, high = min(finite, default=math.nan), max(finite, default=math.nan)
+    first, last = (means[0][0], means[-1][0]) if means else (0, 0)
+    lines: list[list[str]] = [[]]
+    for step, value in means:
+        if not math.isfinite(value):
+            lines.append([])
+            continue
+        x = _CURVE_SIZE[0] * ((step - first) / (last - first) if last > first else 0.5)
+        y = _CURVE_SIZE[1] * ((high - value) / (high - low) if high > low else 0.5)
+        lines[-1].append(f"{x:.1f},{y:.1f}")
+    end = ordered[-1][1] if ordered else math.nan
+    return _Curve(name, [" ".join(line) for line in lines if line], low, high, end, first, last)
+
+
+def _percent(share: float) -> str:
+    """Return a share of [0, 1] in percent with one decimal."""
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _number(value: float) -> str:
+    """Return a number with four significant digits, thousands apart by narrow spaces."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+    return text.replace(",", "\u202f")

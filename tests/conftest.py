@@ -1,0 +1,16 @@
+"""What all tests share: the import path of `reference/` and caps on threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Two cores are all that CI has; results must not depend on the number of threads either.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
