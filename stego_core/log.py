@@ -6,11 +6,14 @@ import logging
 import re
 import sys
 
+_KEY = r"(?:secret|password|passwd|token|api[_-]?key|access[_-]?key|signature)"
 _SECRETS = [
-    # key=value and "key": "value" pairs whose key names a secret
+    # "key": "value" of JSON, whatever the value holds
+    re.compile(rf'(?i)("[\w.-]*{_KEY}[\w.-]*"\s*:\s*")(?:[^"\\\n]|\\.)+'),
+    # key=value and key: value; a number of JSON is a count, and text in its place is not JSON
     re.compile(
-        r"""(?ix) ((?:secret|password|passwd|token|api[_-]?key|access[_-]?key)[\w-]*
-        ["']?\s*[=:]\s*["']?) (?!null\b|\*\*\*) [^\s"',&}]+"""
+        rf"""(?ix) ({_KEY}[\w-]*(?:\\?["'])?\s*[=:]\s*(?:\\?["'])?)
+        (?!null\b|\*\*\*|(?<=":[ ])[\dtf\[{{-]) (?:[^\s"'\\,&}}]|\\[^"'])+"""
     ),
     # user:password@ of a URI
     re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/@:]+:)[^\s/@]+(?=@)"),
@@ -32,17 +35,16 @@ def redact(text: str) -> str:
     return text
 
 
-class _Redact(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
-        return True
+class _RedactingFormatter(logging.Formatter):
+    # The formatted text, not the message: tracebacks are part of it.
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def setup(*, debug: bool = False) -> None:
     """Send log lines to standard error, one line per event; called by jobs only."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(_Redact())
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger("stego_core")
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if debug else logging.INFO)

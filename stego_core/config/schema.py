@@ -78,8 +78,9 @@ class ViewConfig(_Strict):
 
     resolution: Positive = 224
     """Side of a view, in pixels; rounded up to a multiple of the patch size."""
-    crops: Literal["whole", "five"] = "five"
-    """`whole`: the centre square; `five`: four corners and centre of each image (paper, A.5)."""
+    crops: Literal["whole", "five"] = "whole"
+    """`whole`: the centre square; `five`: four corners and centre of each image, for
+    scenes of many small things (the paper used it on CocoStuff and Cityscapes)."""
     crop_ratio: Annotated[float, Gt(0), Le(1)] = 0.5
     """Side of a crop as a share of the image's side."""
 
@@ -155,7 +156,7 @@ class TrainConfig(_Strict):
 
     steps: NonNegative = 1000
     """Batches, however many workers share them."""
-    batch: Positive = 32
+    batch: Positive = 16
     """Views of one step over all workers together."""
     head_lr: PositiveFloat = 5e-4
     probe_lr: PositiveFloat = 5e-3

@@ -92,6 +92,7 @@ def resolve_demo(root: str, *, write: bool) -> str | None:
     """
     if root != DEMO:
         return root
+    folder = str(Path(DEMO_FOLDER).absolute())
     if write:
-        return write_demo_images(DEMO_FOLDER)
-    return DEMO_FOLDER if fs.exists(DEMO_FOLDER) else None
+        return write_demo_images(folder)
+    return folder if fs.exists(folder) else None

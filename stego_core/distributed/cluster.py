@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         yield
         return
     level = logging.INFO if debug else logging.ERROR
+    if not debug:
+        # Ray's own notes are not for users: what matters to them comes from this package.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        warnings.filterwarnings("ignore", module="ray")
+        warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     # Ray zips the package and every worker unpacks it, unless the job already brought a directory.
     package = {} if _job_has_directory() else {"py_modules": [str(Path(__file__).parents[1])]}
     try:
@@ -63,7 +69,13 @@ def connect(*, debug: bool = False) -> Iterator[None]:
     except ConnectionError as error:
         if os.environ.get("RAY_ADDRESS"):
             raise ClusterError(f"no Ray at {os.environ['RAY_ADDRESS']}: {error}") from error
-        ray.init("local", include_dashboard=False, logging_level=level, log_to_driver=debug)
+        ray.init(
+            "local",
+            include_dashboard=False,
+            runtime_env=package,
+            logging_level=level,
+            log_to_driver=debug,
+        )
         logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
     try:
         yield

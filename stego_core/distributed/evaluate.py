@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from dataclasses import asdict
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from stego_core.inference.crf import refine, require_crf, upsampled_log_probs
 from stego_core.inference.predict import upsampled_argmax
 from stego_core.metrics.confusion import confusion_matrix
 from stego_core.metrics.scores import Scores, score_classes, score_clusters
-from stego_core.model.backbone import resolve_precision
 from stego_core.model.checkpoint import find_model
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import BASELINE, CLUSTER, LINEAR, Segmenter, load_segmenter
@@ -120,7 +120,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
                 EvaluateWorker,
                 {
                     "model": folder,
-                    "precision": resolve_precision(job.precision, actors.device),
+                    "precision": job.precision,
                     "device": actors.device,
                     "threads": actors.threads,
                     "job": job,
@@ -214,12 +214,8 @@ class EvaluateWorker:
         return resize_labels(refine(pixels, log_probs), shape[0], shape[1])
 
     def _count(self, labels: np.ndarray, predicted: np.ndarray, head: str) -> np.ndarray:
-        assert self._segmenter.linear is not None or head != LINEAR  # noqa: S101
-        columns = (
-            len(self._segmenter.linear[0])
-            if head == LINEAR and self._segmenter.linear is not None
-            else self._segmenter.num_clusters
-        )
+        # The linear probe predicts class ids: a square matrix. Clusters have ids of their own.
+        columns = MAX_CLASSES if head == LINEAR else self._segmenter.num_clusters
         return confusion_matrix(labels, predicted, num_classes=MAX_CLASSES, num_clusters=columns)
 
 
@@ -265,7 +261,9 @@ def _report(
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), buffer, compression="zstd")
     fs.write_bytes(run.path("metrics", "metrics.parquet"), buffer.getvalue())
-    run.write_json("metrics.json", {key: round(value, 4) for key, value in flat.items()})
+    run.write_json(
+        "metrics.json", {key: round(value, 4) for key, value in flat.items() if not isnan(value)}
+    )
     run.write_json("protocol.json", _protocol(job, classes, scored, dataset))
     run.count(scored=scored)
     for head in totals:

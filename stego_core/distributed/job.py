@@ -6,15 +6,19 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from stego_core import log
 from stego_core.config.load import load_job
-from stego_core.config.schema import Job
+from stego_core.config.schema import EvaluateJob, Job, MineJob
+from stego_core.datasets.demo import DEMO
 from stego_core.errors import EXIT_BUG, EXIT_OK, ConfigError, StegoError
+from stego_core.storage import fs
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
+RANDOM_WEIGHTS = "random"
 JobT = TypeVar("JobT", bound=Job)
 
 
@@ -36,6 +40,7 @@ def run_job(
     debug = False
     try:
         job = load_job(job_type, sys.argv[1:] if argv is None else argv, prog=prog)
+        job = _with_absolute_paths(job)
         debug = job.debug
         log.setup(debug=debug)
         if job.dry_run:
@@ -48,6 +53,28 @@ def run_job(
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, where, prog=prog, debug=debug)
     return EXIT_OK
+
+
+def _with_absolute_paths(job: JobT) -> JobT:
+    """Return the job with local paths made absolute: workers run in folders of their own."""
+    changes: dict[str, Any] = {}
+    for name in ("out", "input", "model", "masks", "metrics"):
+        value = getattr(job, name, None)
+        if value is not None:
+            changes[name] = _absolute(value)
+    if isinstance(job, MineJob | EvaluateJob):
+        changes["data"] = replace(job.data, root=_absolute(job.data.root))
+    if isinstance(job, MineJob) and job.backbone.weights is not None:
+        weights = _absolute(job.backbone.weights)
+        changes["backbone"] = replace(job.backbone, weights=weights)
+    return replace(job, **changes)
+
+
+def _absolute(value: str) -> str:
+    # The words that stand for something else than a path.
+    if value in (DEMO, RANDOM_WEIGHTS) or not fs.is_local(value):
+        return value
+    return str(fs.local_path(value).absolute())
 
 
 def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, debug: bool) -> int:

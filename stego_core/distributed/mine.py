@@ -26,7 +26,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, receipt_table, run_units
 from stego_core.errors import ImageProblem, TooManyFailures
 from stego_core.masks.table import QUARANTINE_SCHEMA
-from stego_core.model.backbone import load_backbone, resolve_precision
+from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.search import exact_top_k
@@ -155,7 +155,7 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
         "backbone": find_backbone(job.backbone.name).timm_name,
         "feature": job.backbone.feature,
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
-        "precision": resolve_precision(job.backbone.precision, "cpu"),
+        "precision": job.backbone.precision,
         "views": asdict(job.views),
         "limits": asdict(job.limits),
         "data": data_digest,

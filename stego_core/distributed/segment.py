@@ -25,7 +25,6 @@ from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
-from stego_core.model.backbone import resolve_precision
 from stego_core.model.checkpoint import find_model
 from stego_core.model.registry import find_backbone
 from stego_core.storage import fs
@@ -120,7 +119,7 @@ def _segment_units(
             SegmentWorker,
             {
                 "model": folder,
-                "precision": resolve_precision(job.precision, actors.device),
+                "precision": job.precision,
                 "device": actors.device,
                 "threads": actors.threads,
                 "job": job,

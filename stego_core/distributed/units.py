@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_BLOCKS = 20_000
 _ATTEMPTS = 5
-_ACTOR_RESTARTS = 4
+_UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _IN_FLIGHT = 3  # units per actor: one in work, one ready, one on its way
 
 
@@ -139,7 +139,9 @@ def _stream(
         [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MAX_BLOCKS)
     )
     one_unit: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    data = data.map_batches(_fetch, fn_kwargs={"stage": fetch}, num_cpus=1, **one_unit)
+    data = data.map_batches(
+        _fetch, fn_kwargs={"stage": fetch}, num_cpus=1, max_retries=_UNIT_RETRIES, **one_unit
+    )
     data = data.map_batches(
         _Worker,
         fn_constructor_kwargs={"factory": work.function, "kwargs": work.kwargs},
@@ -148,11 +150,12 @@ def _stream(
         ),
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus or None,
-        max_restarts=_ACTOR_RESTARTS,
-        max_task_retries=_ACTOR_RESTARTS,
+        max_task_retries=_UNIT_RETRIES,
         **one_unit,
     )
-    data = data.map_batches(_finish, fn_kwargs={"stage": finish}, num_cpus=0.5, **one_unit)
+    data = data.map_batches(
+        _finish, fn_kwargs={"stage": finish}, num_cpus=0.5, max_retries=_UNIT_RETRIES, **one_unit
+    )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
         for index in range(batch.num_rows):
             _, table = unpack(batch.slice(index, 1))

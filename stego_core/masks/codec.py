@@ -1,7 +1,8 @@
 """Label maps as PNG bytes and back.
 
-Up to 256 labels the PNG is palette-based: a viewer shows the cluster colours, and a reader that
-asks for the pixel values (Pillow, numpy) gets cluster ids. Beyond, it is 16-bit grey.
+Up to 255 clusters the PNG is palette-based: a viewer shows the cluster colours, mid grey for 255,
+and a reader that asks for the pixel values (Pillow, numpy) gets cluster ids. Beyond, it is 16-bit
+grey.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from PIL import Image
 
 from stego_core.masks.palette import cluster_colors
 
+_NO_CLUSTER, _NO_CLUSTER_COLOR = 255, (128, 128, 128)  # as in overlays and reports
 _LEVEL = 6  # zlib level: 9 is ten times slower for a tenth less (measured on 320² label maps)
 
 
@@ -28,7 +30,9 @@ def encode_mask(labels_HW: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     if labels_HW.dtype == np.uint8:
         image = Image.fromarray(labels_HW)
-        image.putpalette(cluster_colors(256).tobytes())
+        colors = cluster_colors(256)
+        colors[_NO_CLUSTER] = _NO_CLUSTER_COLOR
+        image.putpalette(colors.tobytes())
     else:
         image = Image.fromarray(labels_HW.astype(np.uint16))
     image.save(buffer, "PNG", compress_level=_LEVEL)

@@ -6,12 +6,14 @@ Credentials come only from the environment, a profile or an instance role; never
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pyarrow.fs as pafs
 
@@ -20,6 +22,7 @@ from stego_core.errors import InputError
 _CONNECT_TIMEOUT_S = 10
 _REQUEST_TIMEOUT_S = 60
 _READ_ATTEMPTS = 10
+_URI = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,15 @@ class ListedFile:
     etag: str
 
 
+def _split(uri: str) -> tuple[str, str]:
+    # Not urlsplit: names of objects may hold '#' and '?', which it would cut off.
+    match = _URI.fullmatch(uri)
+    return (match[1].lower(), match[2]) if match else ("", uri)
+
+
 def is_local(uri: str) -> bool:
     """Tell whether `uri` is a local path or a `file://` URI."""
-    return urlsplit(uri).scheme in ("", "file")
+    return _split(uri)[0] in ("", "file")
 
 
 def local_path(uri: str) -> Path:
@@ -52,7 +61,7 @@ def local_path(uri: str) -> Path:
     """
     if not is_local(uri):
         raise InputError(f"{uri} is not a local path")
-    return Path(uri.removeprefix("file://")).expanduser()
+    return Path(_split(uri)[1]).expanduser()
 
 
 def join(uri: str, *parts: str) -> str:
@@ -61,7 +70,7 @@ def join(uri: str, *parts: str) -> str:
     >>> join("s3://bucket/run/", "masks", "part-00000.parquet")
     's3://bucket/run/masks/part-00000.parquet'
     """
-    return "/".join([uri.rstrip("/") or "/", *parts])
+    return "/".join([uri.rstrip("/"), *parts]) or "/"
 
 
 @lru_cache(maxsize=32)
@@ -93,16 +102,16 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
-    parts = urlsplit(uri)
-    if parts.scheme in ("s3", "s3a"):
-        return _s3(parts.netloc), f"{parts.netloc}{parts.path}"
+    scheme, path = _split(uri)
+    if scheme in ("s3", "s3a"):
+        return _s3(path.partition("/")[0]), path
     try:
         return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
     except (ValueError, OSError) as error:
         import fsspec
 
-        if parts.scheme not in fsspec.available_protocols():
-            raise InputError(f"{uri}: no filesystem knows '{parts.scheme}://' ({error})") from error
+        if scheme not in fsspec.available_protocols():
+            raise InputError(f"{uri}: no filesystem knows '{scheme}://' ({error})") from error
         filesystem, path = fsspec.core.url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
@@ -133,18 +142,27 @@ def write_bytes(uri: str, data: bytes) -> None:
     when its upload is complete.
     """
     if is_local(uri):
-        path = local_path(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        _write_local(local_path(uri), data)
         return
     filesystem, key = open_uri(uri)
     with filesystem.open_output_stream(key) as stream:
         stream.write(data)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Unique among threads and machines that share the folder; not `tempfile`, whose files are
+    # readable by their owner only.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def exists(uri: str) -> bool:
@@ -182,11 +200,12 @@ def list_files(uri: str) -> Iterator[ListedFile]:
     Hidden files and folders (leading dot) are passed over.
 
     Raises:
-        InputError: if the folder is not there, can't be read, or the bucket does not exist.
+        InputError: if the folder is not there, can't be read, or the bucket does not exist, or a
+            local name is not UTF-8.
     """
     if is_local(uri):
         yield from _list_local(local_path(uri))
-    elif urlsplit(uri).scheme in ("s3", "s3a"):
+    elif _split(uri)[0] in ("s3", "s3a"):
         yield from _list_s3(uri)
     else:
         yield from _list_other(uri)
@@ -201,6 +220,8 @@ def _list_local(root: Path) -> Iterator[ListedFile]:
             path = Path(folder, name)
             if name.startswith(".") or not path.is_file():
                 continue
+            if not _is_utf8(name) or not _is_utf8(folder):
+                raise InputError(f"{str(path)!a}: the name is not UTF-8; rename the file or folder")
             stat = path.stat()
             yield ListedFile(
                 uri=str(path),
@@ -210,29 +231,38 @@ def _list_local(root: Path) -> Iterator[ListedFile]:
             )
 
 
+def _is_utf8(name: str) -> bool:
+    # Other bytes of a name are lone surrogates in Python, which no table can hold.
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def _list_s3(uri: str) -> Iterator[ListedFile]:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    parts = urlsplit(uri)
-    prefix = parts.path.strip("/")
+    bucket, _, prefix = _split(uri)[1].partition("/")
+    prefix = prefix.strip("/")
     prefix = f"{prefix}/" if prefix else ""
     pages = boto3.client("s3").get_paginator("list_objects_v2")
     found = False
     try:
-        for page in pages.paginate(Bucket=parts.netloc, Prefix=prefix):
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 found = True
                 path = entry["Key"].removeprefix(prefix)
-                if path.endswith("/") or any(part.startswith(".") for part in path.split("/")):
+                if path.endswith("/") or _is_hidden(path):
                     continue
                 etag = entry["ETag"].strip('"')
-                key_uri = f"s3://{parts.netloc}/{entry['Key']}"
+                key_uri = f"s3://{bucket}/{entry['Key']}"
                 yield ListedFile(uri=key_uri, path=path, num_bytes=entry["Size"], etag=etag)
     except (ClientError, BotoCoreError) as error:
         raise InputError(f"{uri} can't be listed: {error}") from error
     if not found:
         raise InputError(f"{uri}: nothing below this prefix; check bucket and prefix")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _list_other(uri: str) -> Iterator[ListedFile]:
@@ -241,9 +271,9 @@ def _list_other(uri: str) -> Iterator[ListedFile]:
         infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except OSError as error:
         raise InputError(f"{uri} can't be listed: {error}") from error
-    scheme = urlsplit(uri).scheme
+    scheme = _split(uri)[0]
     for info in sorted(infos, key=lambda info: str(info.path)):
         path = info.path.removeprefix(root).lstrip("/")
-        if info.type == pafs.FileType.File and not path.startswith("."):
+        if info.type == pafs.FileType.File and not _is_hidden(path):
             etag = f"{info.mtime_ns or 0:x}-{info.size:x}"
             yield ListedFile(f"{scheme}://{info.path}", path, info.size, etag)

@@ -150,9 +150,14 @@ def read_manifest(uri: str) -> Manifest:
         SchemaError: if the file is not a manifest.
     """
     filesystem, path = fs.open_uri(uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        metadata = file.schema_arrow.metadata or {}
-        if b"stego.digest" not in metadata or file.schema_arrow.names != SCHEMA.names:
-            raise SchemaError(f"{uri} is not a manifest; delete it and start the job again")
-        rows, groups = file.metadata.num_rows, file.metadata.num_row_groups
+    problem = f"{uri} is not a manifest; delete it and start the job again"
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            metadata = file.schema_arrow.metadata or {}
+            names = file.schema_arrow.names
+            rows, groups = file.metadata.num_rows, file.metadata.num_row_groups
+    except pa.ArrowInvalid as error:
+        raise SchemaError(problem) from error
+    if b"stego.digest" not in metadata or names != SCHEMA.names:
+        raise SchemaError(problem)
     return Manifest(uri, rows, groups, metadata[b"stego.digest"].decode())

@@ -94,7 +94,8 @@ class RunDirectory:
                 names the keys that differ.
         """
         earlier = self.read_json("fingerprint.json")
-        record = json.loads(json.dumps(record))
+        # As it would be read back: a redacted setting must not look like another one.
+        record = json.loads(redact(json.dumps(record)))
         if earlier == record:
             return True
         if earlier is not None and not overwrite:

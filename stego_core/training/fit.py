@@ -26,15 +26,15 @@ def sample_tokens(data: TrainData, *, count: int, seed: int) -> Tensor:
     """
     generator = np.random.default_rng([seed, 2])
     num_views = len(data.neighbors)
-    chosen = min(num_views, -(-count // _TOKENS_PER_VIEW))
+    cells = data.features.read(np.zeros(1, np.int64)).flatten(2).shape[2]
+    chosen = min(num_views, -(-count // min(_TOKENS_PER_VIEW, cells)))
     views = np.sort(generator.choice(num_views, chosen, replace=False))
     per_view = -(-count // chosen)
     tokens = []
     for start in range(0, chosen, _READ_VIEWS):
         maps = data.features.read(views[start : start + _READ_VIEWS]).flatten(2)
         for features in maps:
-            size = features.shape[1]
-            picks = generator.choice(size, min(per_view, size), replace=False)
+            picks = generator.choice(cells, min(per_view, cells), replace=False)
             tokens.append(features[:, torch.from_numpy(np.sort(picks))].T)
     return torch.cat(tokens)
 

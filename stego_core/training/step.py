@@ -17,8 +17,8 @@ from stego_core.config.schema import PairConfig, TrainJob
 from stego_core.loss.correspondence import (
     correspondence_loss,
     correspondence_mean,
-    sample_points,
 )
+from stego_core.loss.points import locate, sample_rows
 from stego_core.model.head import Head
 from stego_core.model.probes import ClusterProbe, LinearProbe
 from stego_core.training.sampler import StepDraws
@@ -113,28 +113,37 @@ class Trainable(nn.Module):
         code = self.head(batch.anchor, (keep[0, 0], keep[0, 1]))
         code_knn = self.head(batch.neighbor, (keep[1, 0], keep[1, 1]))
         teacher, teacher_knn = batch.anchor * keep[0, 2], batch.neighbor * keep[1, 2]
-        coords = draws.coords_anchor[rows].to(batch.anchor)
-        others = draws.coords_other[rows].to(batch.anchor)
-        f1, c1 = sample_points(teacher, coords), sample_points(code, coords)
+        grid = batch.anchor.shape[2:]
+        points = locate(draws.coords_anchor[rows].to(batch.anchor), *grid)
+        others = locate(draws.coords_other[rows].to(batch.anchor), *grid)
+        f1, c1 = sample_rows(teacher, points), sample_rows(code, points)
         out: dict[str, Tensor] = {}
         out["self"] = self._pair("self", f1, f1, c1, c1, out)
-        f2, c2 = sample_points(teacher_knn, others), sample_points(code_knn, others)
+        f2, c2 = sample_rows(teacher_knn, others), sample_rows(code_knn, others)
         out["knn"] = self._pair("knn", f1, f2, c1, c2, out)
         all_features, all_codes = gather_rows(teacher), gather_rows(code)
         partners = draws.partners[:, rows].to(all_codes.device)
-        f3 = torch.cat([sample_points(all_features[p], others) for p in partners])
-        c3 = torch.cat([sample_points(all_codes[p], others) for p in partners])
-        repeat = (len(partners), 1, 1, 1)
-        out["random"] = self._pair("random", f1.repeat(repeat), f3, c1.repeat(repeat), c3, out)
+        random = [
+            self._pair(
+                "random",
+                f1,
+                sample_rows(all_features, others, which),
+                c1,
+                sample_rows(all_codes, others, which),
+                out,
+            )
+            for which in partners
+        ]
+        out["random"] = torch.stack(random).mean()
         out["cluster"] = self.cluster_probe.loss(code)
         out["total"] = out["cluster"] + sum(
             getattr(self._loss, kind).weight * out[kind] for kind in ("self", "knn", "random")
         )
         if self.linear_probe is not None and batch.labels is not None:
-            labels, points = batch.labels
+            labels, pixels = batch.labels
             valid = (labels >= 0) & (labels < self.linear_probe.classifier.out_channels)
             num_valid = mean_over_workers(valid.sum().float())
-            out["linear"] = self.linear_probe.loss(code, labels, points, num_valid=num_valid)
+            out["linear"] = self.linear_probe.loss(code, labels, pixels, num_valid=num_valid)
             out["total"] = out["total"] + out["linear"]
         return out
 

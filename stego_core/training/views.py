@@ -26,7 +26,7 @@ class FeatureSource(Protocol):
     """Features of views by index."""
 
     def read(self, views: np.ndarray) -> Tensor:
-        """Return (B, C, h, w) float32."""
+        """Return (B, C, h, w) float32, channels last in memory."""
 
 
 class FromStore:
@@ -37,7 +37,7 @@ class FromStore:
 
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, C, h, w) float32."""
-        return torch.from_numpy(self._store.read(views)).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(self._store.read(views)).permute(0, 3, 1, 2)
 
 
 class FromBackbone:

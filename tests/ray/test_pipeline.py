@@ -1,0 +1,191 @@
+"""The jobs against a real cluster: results, resuming, and what does not change them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray_cluster import ROOT, SEGMENT, TRAIN, Cluster, draw_pictures
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.ray
+
+
+def rows(out: Path) -> dict[int, dict]:
+    table = pq.read_table(sorted((out / "masks").glob("*.parquet")))
+    found = {row["image_id"]: row for row in table.to_pylist()}
+    assert len(found) == table.num_rows, "an image has more than one row"
+    return found
+
+
+def status(out: Path) -> dict:
+    return json.loads((out / "status.json").read_text())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_training_leaves_a_model_neighbours_and_a_record(model: Path) -> None:
+    assert status(model)["state"] == "done"
+    assert status(model)["exit_code"] == 0
+    assert (model / "model" / "model.safetensors").exists()
+    assert (model / "config.resolved.toml").exists()
+    neighbors = pq.read_table(sorted((model / "neighbors").glob("*.parquet")))
+    assert neighbors.num_rows == 40
+    for row in neighbors.to_pylist():
+        assert row["image_id"] not in row["neighbor_ids"]
+        assert len(row["neighbor_ids"]) == 30
+    events = [json.loads(line) for line in (model / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "train/step"] == [20, 30]
+
+
+def test_the_resolved_configuration_reproduces_the_model(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    config = str(model / "config.resolved.toml")
+    cluster.run("train.py", "--config", config, "--out", str(again))
+    first, second = (load_file(r / "model" / "model.safetensors") for r in (model, again))
+    assert first.keys() == second.keys()
+    assert all((first[key] == second[key]).all() for key in first)
+
+
+def test_a_second_training_reuses_everything(cluster: Cluster, data: Path, model: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (model / "model").iterdir()}
+    done = cluster.run("train.py", "--data.root", str(data), "--out", str(model), *TRAIN)
+    assert "nothing to do" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in (model / "model").iterdir()} == before
+
+
+def test_two_workers_train_the_same_model_as_one(
+    cluster: Cluster, data: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "two"
+    cluster.run("train.py", "--data.root", str(data), "--out", str(out), "--workers", "2", *TRAIN)
+    one, two = (load_file(r / "model" / "model.safetensors") for r in (model, out))
+    for key in one:
+        if key.startswith("head."):
+            # Sums over workers are added in another order: float32 rounding over 30 Adam steps.
+            assert abs(one[key] - two[key]).max() < 2e-4, key
+
+
+def test_one_and_two_actors_give_the_same_bytes_as_a_killed_and_resumed_run(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    pictures = draw_pictures(tmp_path / "pictures", 60, seed=3)
+    common = ["--input", str(pictures), "--model", str(model), *SEGMENT]
+    cluster.run("segment_bucket.py", *common, "--out", str(tmp_path / "one"), "--actors", "1")
+    cluster.run("segment_bucket.py", *common, "--out", str(tmp_path / "two"), "--actors", "2")
+    expected = files(tmp_path / "one" / "masks")
+    assert files(tmp_path / "two" / "masks") == expected
+    assert len(rows(tmp_path / "one")) == 60
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py"), *common]
+    process = subprocess.Popen([*command, "--out", str(killed)], env=cluster.env)
+    deadline_s = time.monotonic() + 120
+    while not list(killed.glob("_units/*.parquet")):
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "_SUCCESS").exists()
+    assert 0 < len(list(killed.glob("_units/*.parquet"))) < 8
+    cluster.run("segment_bucket.py", *common, "--out", str(killed))
+    assert files(killed / "masks") == expected
+    assert not list(killed.glob("_units/*"))
+    assert status(killed)["counts"] == {"total": 60, "done": 60, "ok": 60}
+
+
+def test_a_finished_segmentation_is_left_alone_and_other_settings_are_refused(
+    cluster: Cluster, model: Path, data: Path, tmp_path: Path
+) -> None:
+    common = ["--input", str(data / "imgs" / "val"), "--model", str(model), *SEGMENT]
+    out = tmp_path / "out"
+    cluster.run("segment_bucket.py", *common, "--out", str(out))
+    before = files(out / "masks")
+    times = {p: p.stat().st_mtime_ns for p in (out / "masks").iterdir()}
+    assert "nothing to do" in cluster.run("segment_bucket.py", *common, "--out", str(out)).stderr
+    assert {p: p.stat().st_mtime_ns for p in (out / "masks").iterdir()} == times
+    refused = cluster.run("segment_bucket.py", *common, "--flip", "--out", str(out), check=2)
+    assert "flip differ" in refused.stderr
+    assert files(out / "masks") == before
+    assert status(out)["state"] == "done"
+    cluster.run("segment_bucket.py", *common, "--flip", "--overwrite", "--out", str(out))
+    assert files(out / "masks") != before
+
+
+def test_original_size_and_crf_give_masks_of_the_right_size(
+    cluster: Cluster, model: Path, data: Path, tmp_path: Path
+) -> None:
+    common = ["--input", str(data / "imgs" / "val"), "--model", str(model), *SEGMENT]
+    cluster.run("segment_bucket.py", *common, "--mask-size", "original", "--out", f"{tmp_path}/a")
+    cluster.run("segment_bucket.py", *common, "--crf", "--limit", "4", "--out", f"{tmp_path}/b")
+    for row in rows(tmp_path / "a").values():
+        assert (row["mask_height"], row["mask_width"]) == (row["image_height"], row["image_width"])
+        assert sum(c["pixels"] for c in row["clusters"]) == row["mask_height"] * row["mask_width"]
+    assert len(rows(tmp_path / "b")) == 4
+    assert {row["status"] for row in rows(tmp_path / "b").values()} == {"ok"}
+
+
+def test_evaluation_scores_head_and_baseline_over_all_labels(
+    cluster: Cluster, model: Path, data: Path, tmp_path: Path
+) -> None:
+    common = ["--data.root", str(data), "--data.split", "val", "--model", str(model)]
+    out = tmp_path / "eval"
+    cluster.run("evaluate.py", *common, "--out", str(out), *SEGMENT)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"cluster.miou", "cluster.accuracy", "baseline_kmeans.miou", "linear.miou"} <= set(
+        metrics
+    )
+    assert all(0 <= value <= 100 for value in metrics.values())
+    pixels = pq.read_table(out / "metrics" / "confusion-cluster.parquet")["pixels"]
+    sizes = [Image.open(path).size for path in (data / "labels" / "val").iterdir()]
+    assert sum(pixels.to_pylist()) == sum(width * height for width, height in sizes)
+    cluster.run(
+        "evaluate.py",
+        *common,
+        "--out",
+        f"{tmp_path}/b",
+        "--data.ignore-classes",
+        "2",
+        "--actors",
+        "2",
+        *SEGMENT,
+    )
+    scored = pq.read_table(tmp_path / "b" / "metrics" / "metrics.parquet").to_pylist()
+    assert {r["class_id"] for r in scored if r["metric"] == "iou"} == {0, 1}
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(
+    cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    common = ["--data.root", str(data), *TRAIN, "--train.steps", "300", "--train.log-every", "5"]
+    cluster.run("train.py", *common, "--out", str(whole))
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *common, "--out", str(killed)]
+    process = subprocess.Popen(command, env=cluster.env)
+    deadline_s = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/*/step-*/state.json")):
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # Ray ends the workers of a dead driver
+    assert not (killed / "model").exists()
+    cluster.run("train.py", *common, "--out", str(killed))
+    events = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
+    assert any(e["event"] == "train/resumed" and e["step"] >= 10 for e in events)
+    one, two = (load_file(r / "model" / "model.safetensors") for r in (whole, killed))
+    assert all((one[key] == two[key]).all() for key in one), "resuming changed the model"

@@ -1,0 +1,156 @@
+"""One real local cluster (`ray start --head`) for all tests that need Ray, and one tiny model.
+
+The jobs run as a user runs them: as processes, against that cluster. The cluster ends by the pid of
+its own `--block` process; `ray stop` would end every Ray of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--backbone.name", "test_vit", "--backbone.weights", "random"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    dashboard: str
+    folder: Path  # the checkout that the cluster was started in: where submitted jobs run
+    env: dict[str, str]
+
+    def run(self, *command: str, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess:
+        """Run `python jobs/<first>` with the rest; check its exit code."""
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]],
+            env=self.env,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **kwargs,
+        )
+        if check is not None:
+            assert done.returncode == check, done.stdout + done.stderr
+        return done
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def checkout(folder: Path) -> Path:
+    """Copy what a submitted job needs, so that its runs/ does not land in the repository."""
+    for name in ("jobs", "stego_core", "configs"):
+        source = ROOT / name
+        for path in source.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                target = folder / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+                target.chmod(path.stat().st_mode)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = checkout(tmp_path_factory.mktemp("checkout"))
+    env = os.environ | {
+        "RAY_AUTH_MODE": "disabled",  # loopback only; the token is tested by hand on a cluster
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    env.pop("RAY_ADDRESS", None)
+    port, dashboard = 20000 + free_ports(1)[0] % 10000, free_ports(1)[0]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    command += [f"--port={port}", "--num-cpus=4", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
+    log = (folder / "ray.log").open("w")
+    head = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
+    try:
+        _wait_for(dashboard, head, folder / "ray.log")
+        address = f"127.0.0.1:{port}"
+        env["RAY_ADDRESS"] = address
+        yield Cluster(address, f"http://127.0.0.1:{dashboard}", folder, env)
+    finally:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            head.kill()
+        log.close()
+
+
+def _wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(120):
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                time.sleep(2)  # the job server answers a moment after the port is open
+                return
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def draw_pictures(folder: Path, count: int, *, seed: int = 0, labels: Path | None = None) -> Path:
+    """Draw pictures of coloured regions on noise, of several sizes; labels name the regions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    colours = np.array([[200, 40, 40], [40, 190, 60], [50, 60, 210]])
+    for number in range(count):
+        height, width = generator.choice([64, 80, 96], 2)
+        classes = np.zeros((height, width), np.uint8)
+        classes[height // 2 :] = 1
+        top, left = generator.integers(0, height // 2), generator.integers(0, width // 2)
+        classes[top : top + height // 3, left : left + width // 3] = 2
+        noise = generator.normal(0, 12, (height, width, 3))
+        pixels = np.clip(colours[classes] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"picture-{number:03d}.png")
+        if labels is not None:
+            labels.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(classes).save(labels / f"picture-{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for split, count, seed in (("train", 40, 0), ("val", 12, 1)):
+        draw_pictures(root / "imgs" / split, count, seed=seed, labels=root / "labels" / split)
+    return root
+
+
+TRAIN = [*TINY, "--views.resolution", "64", "--train.steps", "30", "--train.batch", "8"]
+TRAIN += ["--clusters.count", "3", "--train.checkpoint-every", "10", "--clusters.sample", "2000"]
+
+
+@pytest.fixture(scope="session")
+def model(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("model") / "run"
+    cluster.run("train.py", "--data.root", str(data), "--out", str(run), *TRAIN)
+    return run
+
+
+SEGMENT = ["--predict.resolution", "96", "--predict.unit-images", "8"]

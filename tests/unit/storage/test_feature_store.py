@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stego_core.errors import ImageProblem, InputError
+from stego_core.storage.feature_store import (
+    SCHEMA,
+    StoredFeatures,
+    read_views,
+    unit_names,
+    write_unit,
+)
+
+SHAPE = (3, 2, 5)
+
+
+def rows(*images, dim=5):
+    """One row per view of (image_id, crops), one per failure of (image_id, problem)."""
+    found = []
+    for image_id, what in images:
+        if isinstance(what, ImageProblem):
+            values = {"crop": 0, "status": what.value, "detail": "why", "embedding": None}
+            found.append({"image_id": image_id, **values})
+            continue
+        for crop in range(what):
+            embedding = [float(image_id + crop)] * dim
+            values = {"crop": crop, "status": "ok", "detail": None, "embedding": embedding}
+            found.append({"image_id": image_id, **values})
+    return pa.Table.from_pylist(found, schema=SCHEMA)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three units: four views and a failure; no usable image; one view."""
+    maps = np.random.default_rng(0).normal(size=(5, *SHAPE)).astype(np.float16)
+    folder = str(tmp_path / "features")
+    write_unit(folder, 0, rows((7, 2), (5, ImageProblem.EMPTY), (6, 2)), maps[:4])
+    write_unit(folder, 1, rows((9, ImageProblem.TRUNCATED)), None)
+    write_unit(folder, 2, rows((1, 1)), maps[4:])
+    return folder, maps
+
+
+def test_views_come_in_manifest_order_with_the_failures_apart(store):
+    views = read_views(store[0], 3)
+    assert views.image_ids.tolist() == [7, 7, 6, 6, 1]
+    assert views.crops.tolist() == [0, 1, 0, 1, 0]
+    assert views.embeddings.dtype == np.float32
+    assert views.embeddings[:, 0].tolist() == [7, 8, 6, 7, 1]
+    assert views.failures == [(5, "empty", "why"), (9, "truncated", "why")]
+
+
+def test_features_are_those_that_were_written_view_by_view(store):
+    folder, maps = store
+    stored = StoredFeatures(folder, 3)
+    assert len(stored) == 5
+    assert stored.shape == SHAPE
+    for view in range(5):
+        read = stored.read(np.array([view]))
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read[0], maps[view].astype(np.float32))
+
+
+def test_views_are_read_in_the_order_asked_for_and_as_often(store):
+    folder, maps = store
+    order = np.array([4, 0, 3, 3, 4, 1])
+    read = StoredFeatures(folder, 3).read(order)
+    np.testing.assert_array_equal(read, maps[order].astype(np.float32))
+
+
+def test_units_without_a_usable_image_may_stand_anywhere(tmp_path):
+    maps = np.arange(2 * 30).reshape(2, *SHAPE).astype(np.float32)
+    folder = str(tmp_path)
+    write_unit(folder, 0, rows((9, ImageProblem.EMPTY)), None)
+    write_unit(folder, 1, rows((1, 1)), maps[:1])
+    write_unit(folder, 2, rows((8, ImageProblem.EMPTY)), None)
+    write_unit(folder, 3, rows((2, 1)), maps[1:])
+    write_unit(folder, 4, rows((7, ImageProblem.EMPTY)), None)
+    stored = StoredFeatures(folder, 5)
+    np.testing.assert_array_equal(stored.read(np.array([0, 1])), maps)
+    assert len(stored) == len(read_views(folder, 5).image_ids) == 2
+
+
+def test_stored_features_are_mapped_not_loaded(store):
+    stored = StoredFeatures(store[0], 3)
+    opened = [unit for unit in stored._units if unit is not None]
+    assert len(opened) == 2
+    assert all(isinstance(unit, np.memmap) and unit.mode == "r" for unit in opened)
+
+
+def test_what_was_read_may_be_changed_without_changing_the_store(store):
+    folder, maps = store
+    stored = StoredFeatures(folder, 3)
+    stored.read(np.array([2]))[:] = 0
+    np.testing.assert_array_equal(stored.read(np.array([2]))[0], maps[2].astype(np.float32))
+
+
+def test_a_unit_is_complete_when_its_table_is_there(store, tmp_path):
+    folder, _ = store
+    assert unit_names(folder) == {0, 1, 2}
+    (tmp_path / "features" / "unit-00000002.parquet").unlink()
+    assert unit_names(folder) == {0, 1}
+    assert unit_names(str(tmp_path / "none")) == set()
+
+
+def test_the_features_are_written_before_the_table(tmp_path, monkeypatch):
+    from stego_core.storage import fs
+
+    names = []
+    monkeypatch.setattr(fs, "write_bytes", lambda uri, _: names.append(uri.rpartition(".")[2]))
+    write_unit(str(tmp_path), 0, rows((1, 1)), np.zeros((1, *SHAPE)))
+    assert names == ["npy", "parquet"]
+
+
+def test_a_store_without_a_usable_image_says_how_many_failed(tmp_path):
+    write_unit(str(tmp_path), 0, rows((9, ImageProblem.EMPTY), (8, ImageProblem.EMPTY)), None)
+    with pytest.raises(InputError, match="none of 2 images can be used"):
+        read_views(str(tmp_path), 1)
+
+
+def test_a_store_elsewhere_is_copied_when_it_is_opened(store):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    folder, maps = store
+    memory.put(folder, "/test-store", recursive=True)
+    try:
+        stored = StoredFeatures("memory://test-store", 3)
+        np.testing.assert_array_equal(stored.read(np.array([4, 1])), maps[[4, 1]])
+        assert read_views("memory://test-store", 3).image_ids.tolist() == [7, 7, 6, 6, 1]
+    finally:
+        memory.rm("/test-store", recursive=True)

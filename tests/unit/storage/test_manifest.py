@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import doctest
+import os
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from factories import write_tree
+
+from stego_core.errors import InputError, SchemaError
+from stego_core.storage import manifest
+from stego_core.storage.manifest import (
+    image_id,
+    is_image_name,
+    list_images,
+    read_manifest,
+    write_manifest,
+)
+
+NAMES = ["b.jpg", "a/c.PNG", "a/d.webp", "e", "f.tiff", "g.jpeg", "h.bmp"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write_tree(tmp_path / "images", {name: name.encode() for name in NAMES})
+
+
+def written(tree, uri, **options):
+    return write_manifest(str(uri), list_images(str(tree)), **{"unit_images": 3, **options})
+
+
+def test_ids_are_the_same_wherever_the_tree_lies(tree, tmp_path):
+    here = written(tree, tmp_path / "here.parquet").read()
+    shutil.copytree(tree, tmp_path / "elsewhere" / "deeper")
+    there = written(tmp_path / "elsewhere" / "deeper", tmp_path / "there.parquet").read()
+    assert here["image_id"].to_pylist() == there["image_id"].to_pylist()
+    assert here["image_uri"].to_pylist() != there["image_uri"].to_pylist()
+    assert len(set(here["image_id"].to_pylist())) == len(NAMES)
+
+
+def test_the_id_of_a_path_never_changes():
+    # Written down: tables of earlier runs are joined by these.
+    assert image_id("a/b.jpg") == 0x2528B1B12373E20C
+
+
+def test_units_are_the_row_groups_and_hold_the_listing_in_order(tree, tmp_path):
+    made = written(tree, tmp_path / "m.parquet", unit_images=3)
+    assert (made.num_images, made.num_units) == (7, 3)
+    units = [made.read_unit(unit)["path"].to_pylist() for unit in range(made.num_units)]
+    assert [len(unit) for unit in units] == [3, 3, 1]
+    listed = [path for unit in units for path in unit]
+    assert listed == [file.path for file in list_images(str(tree))]
+    assert made.read(["path"])["path"].to_pylist() == listed
+    assert pq.ParquetFile(made.uri).num_row_groups == 3
+
+
+@pytest.mark.parametrize("unit_images", [1, 6, 7, 8, 1000])
+def test_the_number_of_units_is_what_the_file_has(tree, tmp_path, unit_images):
+    made = written(tree, tmp_path / "m.parquet", unit_images=unit_images)
+    assert made.num_units == pq.ParquetFile(made.uri).num_row_groups
+
+
+def test_a_manifest_read_again_is_the_one_that_was_written(tree, tmp_path):
+    made = written(tree, tmp_path / "m.parquet")
+    assert read_manifest(made.uri) == made
+    row = made.read().to_pylist()[0]
+    assert row["image_bytes"] == len(row["path"])
+    assert row["image_uri"].endswith(row["path"])
+    assert row["image_etag"]
+
+
+def test_the_digest_changes_with_content_names_and_number_and_with_nothing_else(tree, tmp_path):
+    before = written(tree, tmp_path / "m.parquet").digest
+    assert written(tree, tmp_path / "n.parquet", unit_images=5).digest == before
+    stat = (tree / "b.jpg").stat()
+    (tree / "b.jpg").write_bytes(b"B.JPG")  # same size
+    os.utime(tree / "b.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    changed = written(tree, tmp_path / "m.parquet").digest
+    (tree / "b.jpg").rename(tree / "b2.jpg")
+    renamed = written(tree, tmp_path / "m.parquet").digest
+    (tree / "e").unlink()
+    removed = written(tree, tmp_path / "m.parquet").digest
+    assert len({before, changed, renamed, removed}) == 4
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b/A.JPEG", "x.PNG", "scan.tiff", "000123", "a.b/c"])
+def test_image_endings_and_bare_names_are_inputs(name):
+    assert is_image_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jpg.json", "x/_SUCCESS", "b.parquet", "a.mp4"])
+def test_other_files_are_not_inputs(name):
+    assert not is_image_name(name)
+
+
+def test_a_limit_takes_the_first_of_the_stable_order(tree):
+    everything = [file.path for file in list_images(str(tree))]
+    assert [file.path for file in list_images(str(tree), limit=4)] == everything[:4]
+    assert len(list_images(str(tree), limit=99)) == 7
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    write_tree(tmp_path, {"notes.txt": b"x", ".hidden.jpg": b"x"})
+    with pytest.raises(InputError, match="no images found"):
+        list_images(str(tmp_path))
+
+
+def test_other_parquet_files_and_other_files_are_not_manifests(tmp_path):
+    pq.write_table(pa.table({"image_id": [1]}), tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_bytes(b"not parquet at all")
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    for name in ("other", "text", "empty"):
+        with pytest.raises(SchemaError, match=rf"{name}\.parquet is not a manifest"):
+            read_manifest(str(tmp_path / f"{name}.parquet"))
+
+
+def test_two_inputs_with_one_id_are_refused(tree, tmp_path):
+    files = list_images(str(tree))
+    with pytest.raises(InputError, match="same image_id"):
+        write_manifest(str(tmp_path / "m.parquet"), [*files, files[0]], unit_images=3)
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    assert doctest.testmod(manifest).failed == 0

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from factories import FakeFeatures, random_maps, ring_neighbors
+
+from stego_core.loss.correspondence import centre, correspondence
+from stego_core.neighbors.search import NONE
+from stego_core.training.calibration import REPELLED, calibrate
+
+
+def planted(num_views, cosine):
+    """Maps of one vector each: all own cosines 1, and `cosine` between any two views."""
+    dim = num_views + 1
+    vectors = np.sqrt(1 - cosine) * np.eye(num_views, dim)
+    vectors[:, -1] = np.sqrt(cosine)
+    return np.broadcast_to(vectors[:, :, None, None], (num_views, dim, 3, 3)).copy()
+
+
+def test_planted_correspondences_are_measured():
+    found = calibrate(FakeFeatures(planted(12, 0.3)), ring_neighbors(12), seed=0)
+    assert found.means == pytest.approx({"self": 1.0, "knn": 0.3, "random": 0.3}, abs=1e-4)
+    assert found.shifts == pytest.approx({"self": 1.0, "knn": 0.3, "random": 0.3}, abs=1e-4)
+    assert found.quantiles["knn"] == pytest.approx([0.3] * 5, abs=1e-4)
+
+
+def test_neighbours_that_are_closer_than_others_get_a_shift_of_their_own():
+    # Views 2k and 2k + 1 are neighbours with cosine 0.8; all others have cosine 0.
+    maps = np.zeros((20, 40, 2, 2))
+    for view in range(20):
+        maps[view, view // 2] = np.sqrt(0.8)
+        maps[view, 20 + view] = np.sqrt(0.2)
+    neighbors = (np.arange(20) ^ 1)[:, None]
+    found = calibrate(FakeFeatures(maps), neighbors, seed=0)
+    assert found.shifts["knn"] == pytest.approx(0.8, abs=1e-4)
+    assert found.means["random"] < 0.3
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_shift_repels_the_share_of_pairs_that_is_asked_for(share):
+    maps = torch.from_numpy(random_maps(10, height=4, width=4)).float()
+    found = calibrate(
+        FakeFeatures(maps), ring_neighbors(10), seed=0, repelled=dict.fromkeys(REPELLED, share)
+    )
+    # All ten views are anchors, so the pairs of `self` and `knn` are known here.
+    for kind, other in (("self", maps), ("knn", maps.roll(-1, 0))):
+        values = centre(correspondence(maps, other))
+        below = (values < found.shifts[kind]).float().mean().item()
+        assert below == pytest.approx(share, abs=0.01)
+        # Shifts are rounded to 4 digits; of 2560 values the next one may lie a little further.
+        assert found.shifts[kind] == pytest.approx(np.quantile(values.numpy(), share), abs=3e-3)
+        assert found.means[kind] == pytest.approx(values.mean().item(), abs=1e-4)
+
+
+def test_the_usual_shares_are_those_that_are_documented():
+    maps = FakeFeatures(random_maps(10))
+    usual = calibrate(maps, ring_neighbors(10), seed=0)
+    assert usual == calibrate(maps, ring_neighbors(10), seed=0, repelled=REPELLED)
+    assert usual.shifts["self"] == usual.quantiles["self"][2]
+    assert usual.quantiles["random"][3] < usual.shifts["random"] < usual.quantiles["random"][4]
+    for values in usual.quantiles.values():
+        assert values == sorted(values)
+
+
+def test_seed_and_views_alone_decide_the_result():
+    maps = random_maps(150, height=3, width=3)
+    neighbors = ring_neighbors(150)
+    first = calibrate(FakeFeatures(maps), neighbors, seed=1)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert calibrate(FakeFeatures(maps), neighbors, seed=1) == first
+    assert calibrate(FakeFeatures(maps), neighbors, seed=2) != first
+
+
+def test_a_view_without_neighbours_stands_for_itself():
+    found = calibrate(FakeFeatures(planted(6, 0.2)), np.full((6, 2), NONE), seed=0)
+    assert found.means["knn"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_single_view_can_be_calibrated():
+    found = calibrate(FakeFeatures(random_maps(1)), np.array([[NONE]]), seed=0)
+    assert found.shifts["self"] == found.shifts["knn"] == found.quantiles["self"][2]
+    assert found.means["random"] == found.means["self"]
+
+
+def test_large_maps_are_thinned_to_a_grid_that_reaches_their_corners():
+    maps = np.zeros((2, 3, 40, 30))
+    maps[:, 0] = 1
+    maps[:, :, -1, -1] = maps[:, :, 0, 0] = [0, 1, 0]
+    found = calibrate(FakeFeatures(maps), ring_neighbors(2, 1), seed=0)
+    # 2 of 64 points differ from the other 62.
+    assert found.means["self"] == pytest.approx((62**2 + 2**2) / 64**2, abs=1e-4)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from factories import FakeFeatures, ring_neighbors, train_data, train_job
+
+from stego_core.training.fit import fit, sample_tokens
+from stego_core.training.step import Trainable
+
+DIRECTIONS = np.linalg.qr(np.random.default_rng(3).normal(size=(8, 8)))[0][:3]
+
+
+def field(num_views=12, noise=0.05):
+    """Maps whose cells gather around three directions; returns maps and the direction of each."""
+    generator = np.random.default_rng(0)
+    owner = generator.integers(0, 3, (num_views, 5, 4))
+    maps = DIRECTIONS[owner] * generator.uniform(0.5, 2, (*owner.shape, 1))
+    maps = maps + noise * generator.normal(size=maps.shape)
+    return maps.transpose(0, 3, 1, 2), owner
+
+
+def data_of(maps, **changes):
+    return train_data(
+        len(maps), features=FakeFeatures(maps), neighbors=ring_neighbors(len(maps)), **changes
+    )
+
+
+def model_of(job, num_classes=0):
+    return Trainable(job, channels=8, num_classes=num_classes, shifts={}).eval()
+
+
+def agree(labels, truth):
+    """Whether two labellings are the same up to names."""
+    pairs = {*zip(labels.ravel().tolist(), truth.ravel().tolist(), strict=True)}
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 3
+
+
+def test_the_clusters_of_codes_and_of_features_are_the_planted_ones():
+    maps, owner = field()
+    job = train_job(head={"kind": "linear"}, clusters={"restarts": 6})
+    model = model_of(job)
+    tensors = fit(job, model, data_of(maps))
+    features = torch.from_numpy(maps).float()
+    with torch.no_grad():
+        code = model.head(features)
+    by_feature = torch.einsum("bchw,nc->bnhw", features, tensors["baseline"]).argmax(1)
+    by_code = torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), tensors["clusters"]).argmax(1)
+    assert agree(by_feature.numpy(), owner)
+    assert agree(by_code.numpy(), owner)
+    cosines = (tensors["baseline"].numpy() @ DIRECTIONS.T).max(1)
+    assert (cosines > 0.99).all()
+
+
+def test_without_refitting_the_clusters_are_those_of_the_probe():
+    job = train_job(clusters={"refit": "none"})
+    model = model_of(job)
+    tensors = fit(job, model, data_of(field()[0]))
+    assert torch.equal(tensors["clusters"], model.cluster_probe.clusters)
+
+
+@pytest.mark.parametrize("num_classes", [0, 2])
+def test_the_tensors_are_all_that_a_model_file_needs(num_classes):
+    job = train_job()
+    model = model_of(job, num_classes)
+    tensors = fit(job, model, data_of(field()[0]))
+    names = {f"head.{name}" for name in model.head.state_dict()} | {"clusters", "baseline"}
+    names |= {"linear.weight", "linear.bias"} if num_classes else set()
+    assert set(tensors) == names
+    assert tensors["clusters"].shape == (3, 6)
+    assert tensors["baseline"].shape == (3, 8)
+    assert not any(tensor.requires_grad for tensor in tensors.values())
+    if num_classes:
+        assert tensors["linear.weight"].shape == (2, 6)
+
+
+def test_fitting_twice_gives_the_same_tensors():
+    job, maps = train_job(), field()[0]
+    first, second = (fit(job, model_of(job), data_of(maps)) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_tokens_are_cells_of_the_maps_and_none_is_drawn_twice():
+    # Every cell holds its own number.
+    maps = np.arange(12 * 20, dtype=np.float64).reshape(12, 1, 5, 4) + 1
+    tokens = sample_tokens(data_of(maps), count=100, seed=0)[:, 0].tolist()
+    assert 100 <= len(tokens) <= 120
+    assert len(set(tokens)) == len(tokens)
+    assert set(tokens) <= set(range(1, 241))
+
+
+def test_the_drawn_tokens_depend_on_the_seed_alone_and_stop_at_all_cells():
+    maps = np.arange(12 * 20, dtype=np.float64).reshape(12, 1, 5, 4)
+    first = sample_tokens(data_of(maps), count=60, seed=0)
+    assert torch.equal(first, sample_tokens(data_of(maps), count=60, seed=0))
+    assert not torch.equal(first, sample_tokens(data_of(maps), count=60, seed=1))
+    everything = sample_tokens(data_of(maps), count=10**6, seed=0)
+    assert sorted(everything[:, 0].tolist()) == list(range(240))
