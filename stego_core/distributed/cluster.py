@@ -11,12 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from stego_core.errors import ClusterError
 
 logger = logging.getLogger(__name__)
+
+# Where a job's buckets lie: workers hear it from the driver, because the cluster may be older than
+# the job. Credentials stay out: a runtime environment is readable by all who see the cluster.
+_HANDED_TO_WORKERS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +71,9 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         warnings.filterwarnings("ignore", module="ray")
         warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
-    # Ray zips the package and every worker unpacks it, unless the job already brought a directory.
-    package = {} if _job_has_directory() else {"py_modules": [str(Path(__file__).parents[1])]}
+    environment = worker_environment()
     try:
-        ray.init("auto", runtime_env=package, logging_level=level, log_to_driver=debug)
+        ray.init("auto", runtime_env=environment, logging_level=level, log_to_driver=debug)
         nodes = sum(node["Alive"] for node in ray.nodes())
         logger.info("connected to Ray: %d node(s), %g CPUs", nodes, _total("CPU"))
     except ConnectionError as error:
@@ -72,7 +82,7 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         ray.init(
             "local",
             include_dashboard=False,
-            runtime_env=package,
+            runtime_env=environment,
             logging_level=level,
             log_to_driver=debug,
         )
@@ -83,9 +93,15 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def _job_has_directory() -> bool:
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return "working_dir" in job.get("runtime_env", {})
+def worker_environment() -> dict[str, Any]:
+    """Return Ray's runtime environment of this job: the package, and where its buckets lie."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    # Ray zips the package and every worker unpacks it, unless the job already brought a directory.
+    package = {} if "working_dir" in job else {"py_modules": [str(Path(__file__).parents[1])]}
+    # What the job was submitted with reaches the workers anyway; Ray refuses the same name twice.
+    names = [name for name in _HANDED_TO_WORKERS if name not in (job.get("env_vars") or {})]
+    settings = {name: os.environ[name] for name in names if name in os.environ}
+    return package | ({"env_vars": settings} if settings else {})
 
 
 def _total(resource: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 import torch.nn.functional as F
 
@@ -23,14 +21,13 @@ from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.progress import Progress
+from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, receipt_table, run_units
 from stego_core.errors import ImageProblem, TooManyFailures
 from stego_core.masks.table import QUARANTINE_SCHEMA
 from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
-from stego_core.neighbors.search import exact_top_k
-from stego_core.neighbors.table import write_part
 from stego_core.storage import feature_store, fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
 from stego_core.storage.manifest import Manifest, digest_files, list_images, write_manifest
@@ -40,7 +37,6 @@ from stego_core.training.views import view_side
 logger = logging.getLogger(__name__)
 
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
-_QUERY_BLOCK = 8192  # views whose neighbours one task searches
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +129,7 @@ def mine(job: MineJob, run: RunDirectory) -> Mined:
     _embed(job, run, mined)
     views = read_views(store, manifest.num_units)
     _write_quarantine(job, run, views, manifest)
-    _search(job, run, views, key=key)
+    search_neighbors(job, run, views, key=key)
     run.write_json(
         "mine.json",
         {
@@ -290,50 +286,3 @@ def _write_quarantine(job: MineJob, run: RunDirectory, views: Views, manifest: M
             f"{len(rows)} of {manifest.num_images} images can't be used; "
             f"{run.uri}/quarantine.parquet says why"
         )
-
-
-def _search_block(
-    views: Views, start: int, uri: str, *, stored: int, tile_bytes: int, key: str
-) -> int:
-    rows = slice(start, start + _QUERY_BLOCK)
-    embeddings = torch.from_numpy(views.embeddings.copy())
-    groups = torch.from_numpy(views.image_ids.copy())
-    scores, indices = exact_top_k(
-        embeddings[rows],
-        embeddings,
-        stored,
-        query_groups_Q=groups[rows],
-        gallery_groups_G=groups,
-        tile_bytes=tile_bytes,
-    )
-    write_part(uri, views, rows, scores.numpy(), indices.numpy(), key=key)
-    return len(scores)
-
-
-def _search(job: MineJob, run: RunDirectory, views: Views, *, key: str) -> None:
-    search_key = fingerprint(key, job.neighbors.stored)
-    current = run.read_json("neighbors/key.json") or {}
-    if current.get("key") == search_key:
-        return
-    started_s = time.monotonic()
-    run.status("running", stage="search")
-    fs.delete(run.path("neighbors"))
-    reference = ray.put(views)
-    search = ray.remote(num_cpus=1)(_search_block)
-    tasks = [
-        search.remote(
-            reference,
-            start,
-            run.path("neighbors", f"part-{part:05d}.parquet"),
-            stored=job.neighbors.stored,
-            tile_bytes=job.neighbors.tile_bytes,
-            key=key,
-        )
-        for part, start in enumerate(range(0, len(views.image_ids), _QUERY_BLOCK))
-    ]
-    found = sum(ray.get(tasks))
-    # Written last: without it the table is not complete.
-    run.write_json("neighbors/key.json", {"key": search_key, "features": key})
-    elapsed_s = time.monotonic() - started_s
-    run.event("search/done", views=found, elapsed_s=round(elapsed_s, 3))
-    logger.info("neighbours of %d views in %.1f s", found, elapsed_s)

@@ -1,0 +1,108 @@
+"""The stages of evaluation that run on workers: label maps of all heads, counted against labels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from stego_core.config.schema import EvaluateJob, ImageLimits
+from stego_core.datasets.directory import Dataset
+from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_with_retry
+from stego_core.images.decode import ImageFailure, decode_label
+from stego_core.images.geometry import resize_labels
+from stego_core.inference.crf import refine, upsampled_log_probs
+from stego_core.inference.predict import upsampled_argmax
+from stego_core.metrics.confusion import confusion_matrix
+from stego_core.model.segmenter import BASELINE, CLUSTER, LINEAR, Segmenter, load_segmenter
+
+# Label values are counted as they are and selected afterwards, so one pass serves every selection.
+MAX_CLASSES = 255
+
+
+def fetch_labelled(
+    unit: int, *, manifest: Any, prepare: Any, limits: ImageLimits, dataset: Dataset
+) -> pa.Table:
+    """Return `fetch_unit`'s table and the label file of each image, null where there is none."""
+    table = fetch_unit(unit, manifest=manifest, prepare=prepare, limits=limits)
+    labels = [read_with_retry(dataset.label_uri(path)) for path in table["path"].to_pylist()]
+    column = [None if isinstance(label, ImageFailure) else label for label in labels]
+    return table.append_column("label", pa.array(column, pa.large_binary()))
+
+
+class EvaluateWorker:
+    """The actor's part: label maps of all heads at label size, counted against the labels.
+
+    Args:
+        model: folder of the model.
+        precision: `fp32` or `bf16`.
+        device: of torch.
+        threads: of torch.
+        job: the settings.
+    """
+
+    def __init__(
+        self, *, model: str, precision: str, device: str, threads: int, job: EvaluateJob
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._segmenter: Segmenter = load_segmenter(model, precision=precision, device=device)
+        self._device, self._job = device, job
+        self._heads = [CLUSTER, BASELINE] + ([LINEAR] if self._segmenter.linear else [])
+
+    def __call__(self, unit: int, table: pa.Table) -> pa.Table:
+        """Return the unit's receipt: statuses and the confusion matrix of each head."""
+        confusion: dict[str, np.ndarray] = {}
+        scored = 0
+        for rows, pixels in pixel_groups(table, self._job.predict.batch):
+            batch = torch.from_numpy(pixels).to(self._device)
+            features, code = self._segmenter.encode(batch, flip=self._job.flip)
+            for index, row in enumerate(rows):
+                data = table["label"][row].as_py()
+                labels = None if data is None else decode_label(data, self._job.limits)
+                if labels is None or isinstance(labels, ImageFailure):
+                    continue
+                scored += 1
+                for head in self._heads:
+                    maps = (features if head == BASELINE else code)[index : index + 1]
+                    predicted = self._label_map(head, maps, pixels[index], labels.shape)
+                    counts = self._count(labels, predicted, head)
+                    confusion[head] = confusion.get(head, 0) + counts
+        statuses = table["status"].value_counts().to_pylist()
+        record = {
+            "unit": unit,
+            "statuses": {entry["values"]: entry["counts"] for entry in statuses},
+            "scored": scored,
+            "confusion": {head: counts.tolist() for head, counts in confusion.items()},
+        }
+        return pa.table({"receipt": [json.dumps(record)]})
+
+    def _label_map(
+        self, head: str, maps_1Chw: Tensor, pixels: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        products = self._segmenter.products(maps_1Chw, head)[0]
+        if not self._job.crf:
+            return upsampled_argmax(products, shape[0], shape[1])
+        height, width = pixels.shape[:2]
+        log_probs = upsampled_log_probs(
+            products.cpu(),
+            maps_1Chw[0].cpu(),
+            height=height,
+            width=width,
+            alpha=self._job.predict.alpha,
+            is_cosine=head != LINEAR,
+        )
+        return resize_labels(refine(pixels, log_probs), shape[0], shape[1])
+
+    def _count(self, labels: np.ndarray, predicted: np.ndarray, head: str) -> np.ndarray:
+        # The linear probe predicts class ids: a square matrix. Clusters have ids of their own.
+        columns = MAX_CLASSES if head == LINEAR else self._segmenter.num_clusters
+        return confusion_matrix(labels, predicted, num_classes=MAX_CLASSES, num_clusters=columns)
+
+
+def pass_on(unit: int, table: pa.Table) -> pa.Table:
+    """Return the receipt as it is: nothing is left to do after counting."""
+    return table
