@@ -6,6 +6,7 @@ its own `--block` process; `ray stop` would end every Ray of the machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -94,12 +95,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         env["RAY_ADDRESS"] = address
         yield Cluster(address, f"http://127.0.0.1:{dashboard}", folder, env)
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            head.kill()
+        _end(head)
         log.close()
+
+
+def _end(head: subprocess.Popen) -> None:
+    """End a `ray start --block` and every process below it, and nothing else."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
+    pairs = [tuple(map(int, line.split())) for line in listing.stdout.splitlines()]
+    family = {head.pid}
+    while grown := {pid for pid, parent in pairs if parent in family} - family:
+        family |= grown
+    head.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        head.wait(20)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    head.wait(20)
 
 
 def _wait_for(port: int, process: subprocess.Popen, log: Path) -> None:

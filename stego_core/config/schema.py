@@ -154,7 +154,7 @@ class LossConfig(_Strict):
 class TrainConfig(_Strict):
     """The optimisation."""
 
-    steps: NonNegative = 1000
+    steps: NonNegative = 600
     """Batches, however many workers share them."""
     batch: Positive = 16
     """Views of one step over all workers together."""

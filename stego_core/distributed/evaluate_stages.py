@@ -13,6 +13,7 @@ from torch import Tensor
 from stego_core.config.schema import EvaluateJob, ImageLimits
 from stego_core.datasets.directory import Dataset
 from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_with_retry
+from stego_core.distributed.units import map_threads
 from stego_core.images.decode import ImageFailure, decode_label
 from stego_core.images.geometry import resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
@@ -41,36 +42,26 @@ class EvaluateWorker:
         model: folder of the model.
         precision: `fp32` or `bf16`.
         device: of torch.
-        threads: of torch.
+        threads: batches computed at a time.
         job: the settings.
     """
 
     def __init__(
         self, *, model: str, precision: str, device: str, threads: int, job: EvaluateJob
     ) -> None:
-        torch.set_num_threads(threads)
         self._segmenter: Segmenter = load_segmenter(model, precision=precision, device=device)
-        self._device, self._job = device, job
+        self._device, self._threads, self._job = device, threads, job
         self._heads = [CLUSTER, BASELINE] + ([LINEAR] if self._segmenter.linear else [])
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Return the unit's receipt: statuses and the confusion matrix of each head."""
+        groups = pixel_groups(table, self._job.predict.batch)
+        counted = map_threads(lambda group: self._count_group(table, *group), groups, self._threads)
         confusion: dict[str, np.ndarray] = {}
-        scored = 0
-        for rows, pixels in pixel_groups(table, self._job.predict.batch):
-            batch = torch.from_numpy(pixels).to(self._device)
-            features, code = self._segmenter.encode(batch, flip=self._job.flip)
-            for index, row in enumerate(rows):
-                data = table["label"][row].as_py()
-                labels = None if data is None else decode_label(data, self._job.limits)
-                if labels is None or isinstance(labels, ImageFailure):
-                    continue
-                scored += 1
-                for head in self._heads:
-                    maps = (features if head == BASELINE else code)[index : index + 1]
-                    predicted = self._label_map(head, maps, pixels[index], labels.shape)
-                    counts = self._count(labels, predicted, head)
-                    confusion[head] = confusion.get(head, 0) + counts
+        for counts, _ in counted:
+            for head, one in counts.items():
+                confusion[head] = confusion.get(head, 0) + one
+        scored = sum(count for _, count in counted)
         statuses = table["status"].value_counts().to_pylist()
         record = {
             "unit": unit,
@@ -79,6 +70,27 @@ class EvaluateWorker:
             "confusion": {head: counts.tolist() for head, counts in confusion.items()},
         }
         return pa.table({"receipt": [json.dumps(record)]})
+
+    def _count_group(
+        self, table: pa.Table, rows: list[int], pixels: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Return the confusion of each head over a batch, and how many images had labels."""
+        batch = torch.from_numpy(pixels).to(self._device)
+        features, code = self._segmenter.encode(batch, flip=self._job.flip)
+        confusion: dict[str, np.ndarray] = {}
+        scored = 0
+        for index, row in enumerate(rows):
+            data = table["label"][row].as_py()
+            labels = None if data is None else decode_label(data, self._job.limits)
+            if labels is None or isinstance(labels, ImageFailure):
+                continue
+            scored += 1
+            for head in self._heads:
+                maps = (features if head == BASELINE else code)[index : index + 1]
+                predicted = self._label_map(head, maps, pixels[index], labels.shape)
+                counts = self._count(labels, predicted, head)
+                confusion[head] = confusion.get(head, 0) + counts
+        return confusion, scored
 
     def _label_map(
         self, head: str, maps_1Chw: Tensor, pixels: np.ndarray, shape: tuple[int, ...]

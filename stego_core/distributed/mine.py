@@ -22,7 +22,7 @@ from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
-from stego_core.distributed.units import Stage, receipt_table, run_units
+from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
 from stego_core.errors import ImageProblem, TooManyFailures
 from stego_core.masks.table import QUARANTINE_SCHEMA
 from stego_core.model.backbone import load_backbone
@@ -36,6 +36,7 @@ from stego_core.training.views import view_side
 
 logger = logging.getLogger(__name__)
 
+_BATCH = 8  # views of one forward pass
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
 
 
@@ -97,23 +98,34 @@ def plan_mine(job: MineJob) -> list[str]:
 
 def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
     """Mine the neighbours of `job.data` into the run directory (see `mine`)."""
+    source = find_images(job)
     with connect(debug=job.debug):
-        mine(job, run)
+        mine(job, run, source)
 
 
-def mine(job: MineJob, run: RunDirectory) -> Mined:
-    """Embed all views and find their neighbours; reuse what an earlier run left.
-
-    Results lie below a key of everything that determines them, so a stale one is never reused.
+def find_images(job: MineJob) -> tuple[Dataset, list[fs.ListedFile]]:
+    """Return the data set and its images: asked before Ray starts, since a path may be wrong.
 
     Raises:
-        InputError: if there are no images, or none is usable.
-        TooManyFailures: if more images can't be used than `max_failed` allows.
+        InputError: if there are no images.
     """
     root = resolve_demo(job.data.root, write=True)
     assert root is not None  # noqa: S101 - write=True always returns a folder
     dataset = open_dataset(root, job.data.split)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    return dataset, list_images(dataset.images_uri, limit=job.data.limit)
+
+
+def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, list[fs.ListedFile]]) -> Mined:
+    """Embed all views and find their neighbours; reuse what an earlier run left.
+
+    `source` is what `find_images` returned. Results lie below a key of everything that determines
+    them, so a stale one is never reused.
+
+    Raises:
+        InputError: if no image is usable.
+        TooManyFailures: if more images can't be used than `max_failed` allows.
+    """
+    dataset, files = source
     backbone = find_backbone(job.backbone.name)
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
@@ -147,7 +159,7 @@ def _unit_images(job: MineJob) -> int:
 
 
 def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
-    record: dict[str, Any] = {
+    return {
         "backbone": find_backbone(job.backbone.name).timm_name,
         "feature": job.backbone.feature,
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
@@ -156,7 +168,6 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
         "limits": asdict(job.limits),
         "data": data_digest,
     }
-    return record
 
 
 def _drop_stale(run: RunDirectory, key: str) -> None:
@@ -173,31 +184,37 @@ class EmbedWorker:
     Args:
         job: the settings.
         device: of torch.
-        threads: of torch.
+        threads: batches computed at a time.
         mined: where the store lies, and the weights that are expected.
     """
 
     def __init__(self, *, job: MineJob, device: str, threads: int, mined: Mined) -> None:
-        torch.set_num_threads(threads)
         self._backbone = load_backbone(job.backbone, device=device)
-        self._batch, self._device, self._mined = 16, device, mined
+        self._threads, self._mined = threads, mined
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Write the unit's features and views; return them as rows for its receipt."""
         usable = [row for row, data in enumerate(table["pixels"].to_pylist()) if data is not None]
-        features, ids, crops = [], [], []
+        ids: list[int] = []
+        crops: list[int] = []
+        views: list[np.ndarray] = []
         image_ids = table["image_id"].to_pylist()
         for row in usable:
             shape = (-1, table["pixel_height"][row].as_py(), table["pixel_width"][row].as_py(), 3)
             pixels = np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(shape)
-            images = self._backbone.prepare(torch.from_numpy(pixels.copy()))
-            features.append(self._backbone(images).cpu())
+            views.extend(pixels)
             ids += [image_ids[row]] * len(pixels)
             crops += list(range(len(pixels)))
+        batches = [np.stack(views[i : i + _BATCH]) for i in range(0, len(views), _BATCH)]
+        features = map_threads(self._features, batches, self._threads)
         embeddings = self._write(unit, table, features, ids, crops)
         return table.select(["image_id", "status"]).append_column(
             "views", pa.array([embeddings] * table.num_rows)
         )
+
+    def _features(self, pixels: np.ndarray) -> torch.Tensor:
+        maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
+        return maps.cpu()
 
     def _write(
         self,

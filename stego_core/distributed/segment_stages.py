@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stego_core.config.schema import SegmentJob
 from stego_core.distributed.fetch import pixel_groups
-from stego_core.distributed.units import receipt_table
+from stego_core.distributed.units import map_threads, receipt_table
 from stego_core.errors import ImageProblem
 from stego_core.images.geometry import resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
@@ -48,26 +48,29 @@ class SegmentWorker:
         model: folder of the model.
         precision: `fp32` or `bf16`.
         device: of torch.
-        threads: of torch.
+        threads: batches computed at a time.
         job: the settings.
     """
 
     def __init__(
         self, *, model: str, precision: str, device: str, threads: int, job: SegmentJob
     ) -> None:
-        torch.set_num_threads(threads)
         self._segmenter = load_segmenter(model, precision=precision, device=device)
-        self._device, self._job = device, job
+        self._device, self._threads, self._job = device, threads, job
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Return the unit's rows with label maps in place of pixels."""
         results: list[dict[str, Any]] = [{}] * table.num_rows
-        for rows, pixels in pixel_groups(table, self._job.predict.batch):
+
+        def segment(group: tuple[list[int], np.ndarray]) -> None:
+            rows, pixels = group
             batch = torch.from_numpy(pixels).to(self._device)
             _, code = self._segmenter.encode(batch, flip=self._job.flip)
             products = self._segmenter.products(code, CLUSTER)
             for row, one_products, one_code in zip(rows, products, code, strict=True):
                 results[row] = self._result(table, row, one_products, one_code)
+
+        map_threads(segment, pixel_groups(table, self._job.predict.batch), self._threads)
         if not self._job.crf:
             table = table.drop_columns(["pixels"])
         for field in _RESULT:

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.cluster import connect, plan_actors
-from stego_core.distributed.mine import Mined, mine, plan_mine
+from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.errors import ClusterError, StegoError
 from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
@@ -63,8 +63,9 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
         InputError: if there are no images, or none is usable.
         ClusterError: if Ray can't run the workers.
     """
+    source = find_images(job)
     with connect(debug=job.debug):
-        mined = mine(job, run)
+        mined = mine(job, run, source)
         settings = _settings(job)
         key = fingerprint(settings, mined.key)
         record = run.read_json("train.json") or {}

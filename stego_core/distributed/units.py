@@ -11,11 +11,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
+import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
@@ -23,6 +25,9 @@ from stego_core.distributed.cluster import ActorPlan
 from stego_core.errors import ClusterError, StegoError
 
 logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _MAX_BLOCKS = 20_000
 _ATTEMPTS = 5
@@ -36,6 +41,19 @@ class Stage:
 
     function: Callable[..., pa.Table]
     kwargs: dict[str, Any]
+
+
+def map_threads(
+    function: Callable[[_Item], _Result], items: Sequence[_Item], threads: int
+) -> list[_Result]:
+    """Return the function of each item, several at a time, each computed by one thread alone.
+
+    torch's own threads cut a sum in other places when their number changes. Here a batch is always
+    computed by a single thread, so results have the same bytes however many threads an actor has.
+    """
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
 
 
 def pack(unit: int, table: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +20,7 @@ import pyarrow.fs as pafs
 
 from stego_core.errors import InputError
 
-_CONNECT_TIMEOUT_S = 10
-_REQUEST_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60
 _READ_ATTEMPTS = 10
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -85,7 +85,8 @@ def _s3(bucket: str) -> pafs.FileSystem:
     if region:
         options["region"] = region
     elif not endpoint:
-        options["region"] = pafs.resolve_s3_region(bucket)
+        with _told(f"s3://{bucket}", "has no region that can be found (AWS_REGION sets it)"):
+            options["region"] = pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=_REQUEST_TIMEOUT_S,
@@ -94,24 +95,38 @@ def _s3(bucket: str) -> pafs.FileSystem:
     )
 
 
+@contextmanager
+def _told(
+    uri: str, problem: str, errors: tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
+    """Make an error of the store, which may be wrong credentials, one that a user can read."""
+    try:
+        yield
+    except errors as error:
+        raise InputError(f"{uri} {problem}: {' '.join(str(error).split())}") from error
+
+
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of `uri` and the path inside it.
 
     Raises:
-        InputError: if no filesystem knows the scheme.
+        InputError: if no filesystem knows the scheme, or an S3 URI names no bucket.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
     scheme, path = _split(uri)
     if scheme in ("s3", "s3a"):
-        return _s3(path.partition("/")[0]), path
+        bucket = path.partition("/")[0]
+        if not bucket:
+            raise InputError(f"{uri} names no bucket; give s3://bucket/prefix")
+        return _s3(bucket), path
     try:
         return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
     except (ValueError, OSError) as error:
         import fsspec
 
         if scheme not in fsspec.available_protocols():
-            raise InputError(f"{uri}: no filesystem knows '{scheme}://' ({error})") from error
+            raise InputError(f"{uri}: no filesystem knows '{scheme}://'") from error
         filesystem, path = fsspec.core.url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
@@ -123,16 +138,20 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError, PermissionError, OSError: as the filesystem reports them.
     """
     filesystem, path = open_uri(uri)
-    with filesystem.open_input_file(path) as stream:
-        return stream.read()  # type: ignore[no-any-return]
+    try:
+        with filesystem.open_input_file(path) as stream:
+            return stream.read()  # type: ignore[no-any-return]
+    except OSError as error:
+        if "ACCESS_DENIED" in str(error):  # pyarrow has no class of its own for it
+            raise PermissionError(str(error)) from error
+        raise
 
 
 def read_if_exists(uri: str) -> bytes | None:
     """Return the whole content of a file, or None if there is no such file."""
-    try:
+    with suppress(FileNotFoundError):
         return read_bytes(uri)
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -166,22 +185,31 @@ def _write_local(path: Path, data: bytes) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Tell whether a file or folder is there."""
-    filesystem, path = open_uri(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    """Tell whether a file or folder is there; InputError if the store refuses to say."""
+    return bool(_kind(uri) != pafs.FileType.NotFound)
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether `uri` is a folder or a prefix with objects below it."""
+    """Tell whether `uri` is a folder or a non-empty prefix; InputError if the store refuses to."""
+    return bool(_kind(uri) == pafs.FileType.Directory)
+
+
+def _kind(uri: str) -> pafs.FileType:
     filesystem, path = open_uri(uri)
-    return bool(filesystem.get_file_info(path.rstrip("/")).type == pafs.FileType.Directory)
+    with _told(uri, "can't be looked up"):
+        return filesystem.get_file_info(path.rstrip("/") or "/").type
 
 
 def list_names(uri: str) -> list[str]:
-    """Return the sorted names directly below a folder; empty if there is none."""
+    """Return the sorted names directly below a folder, none if there is no folder.
+
+    Raises:
+        InputError: if the folder can't be listed.
+    """
     filesystem, path = open_uri(uri)
     selector = pafs.FileSelector(path.rstrip("/"), allow_not_found=True)
-    return sorted(info.base_name for info in filesystem.get_file_info(selector))
+    with _told(uri, "can't be listed"):
+        return sorted(info.base_name for info in filesystem.get_file_info(selector))
 
 
 def delete(uri: str) -> None:
@@ -200,8 +228,7 @@ def list_files(uri: str) -> Iterator[ListedFile]:
     Hidden files and folders (leading dot) are passed over.
 
     Raises:
-        InputError: if the folder is not there, can't be read, or the bucket does not exist, or a
-            local name is not UTF-8.
+        InputError: if folder or bucket is not there or can't be read, or a name is not UTF-8.
     """
     if is_local(uri):
         yield from _list_local(local_path(uri))
@@ -241,22 +268,18 @@ def _list_s3(uri: str) -> Iterator[ListedFile]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, prefix = _split(uri)[1].partition("/")
-    prefix = prefix.strip("/")
-    prefix = f"{prefix}/" if prefix else ""
+    prefix = f"{prefix.strip('/')}/".lstrip("/")
     pages = boto3.client("s3").get_paginator("list_objects_v2")
     found = False
-    try:
+    with _told(uri, "can't be listed", (ClientError, BotoCoreError)):
         for page in pages.paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 found = True
                 path = entry["Key"].removeprefix(prefix)
                 if path.endswith("/") or _is_hidden(path):
                     continue
-                etag = entry["ETag"].strip('"')
-                key_uri = f"s3://{bucket}/{entry['Key']}"
+                key_uri, etag = f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"')
                 yield ListedFile(uri=key_uri, path=path, num_bytes=entry["Size"], etag=etag)
-    except (ClientError, BotoCoreError) as error:
-        raise InputError(f"{uri} can't be listed: {error}") from error
     if not found:
         raise InputError(f"{uri}: nothing below this prefix; check bucket and prefix")
 
@@ -267,10 +290,8 @@ def _is_hidden(path: str) -> bool:
 
 def _list_other(uri: str) -> Iterator[ListedFile]:
     filesystem, root = open_uri(uri)
-    try:
+    with _told(uri, "can't be listed"):
         infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise InputError(f"{uri} can't be listed: {error}") from error
     scheme = _split(uri)[0]
     for info in sorted(infos, key=lambda info: str(info.path)):
         path = info.path.removeprefix(root).lstrip("/")
