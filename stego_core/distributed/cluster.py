@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ import ray
 from stego_core.errors import ClusterError
 
 logger = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT_S = 5.0
 
 # Where a job's buckets lie: workers hear it from the driver, because the cluster may be older than
 # the job. Credentials stay out: a runtime environment is readable by all who see the cluster.
@@ -71,26 +75,58 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         warnings.filterwarnings("ignore", module="ray")
         warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
-    environment = worker_environment()
-    try:
-        ray.init("auto", runtime_env=environment, logging_level=level, log_to_driver=debug)
+    options: dict[str, Any] = {
+        "runtime_env": worker_environment(),
+        "logging_level": level,
+        "log_to_driver": debug,
+    }
+    address = find_cluster()
+    if address is None:
+        ray.init("local", include_dashboard=False, **options)
+        logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
+    else:
+        try:
+            ray.init(address, **options)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(f"no Ray at {address}: {error}") from error
         nodes = sum(node["Alive"] for node in ray.nodes())
         logger.info("connected to Ray: %d node(s), %g CPUs", nodes, _total("CPU"))
-    except ConnectionError as error:
-        if os.environ.get("RAY_ADDRESS"):
-            raise ClusterError(f"no Ray at {os.environ['RAY_ADDRESS']}: {error}") from error
-        ray.init(
-            "local",
-            include_dashboard=False,
-            runtime_env=environment,
-            logging_level=level,
-            log_to_driver=debug,
-        )
-        logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def find_cluster() -> str | None:
+    """Return the address of the cluster to use, or None to start a local one.
+
+    `RAY_ADDRESS` if it is set (jobs that were submitted have it), else the address that a
+    `ray start --head` left on this machine, if anybody answers there: `ray.init("auto")` would
+    wait for minutes for a cluster that was killed.
+
+    Raises:
+        ClusterError: if nobody answers at `RAY_ADDRESS`.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return None
+    if named and named != "auto":
+        if not _answers(named):
+            raise ClusterError(f"no Ray answers at RAY_ADDRESS={named}: start it or unset it")
+        return named
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    note = Path(folder, "ray", "ray_current_cluster")
+    address = note.read_text().strip() if note.exists() else ""
+    return address if address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host or "127.0.0.1", int(port)), _CONNECT_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def worker_environment() -> dict[str, Any]:

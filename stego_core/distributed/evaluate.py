@@ -25,7 +25,7 @@ from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import InputError
 from stego_core.inference.crf import require_crf
 from stego_core.metrics.scores import Scores, score_classes, score_clusters
-from stego_core.model.checkpoint import find_model
+from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import CLUSTER, LINEAR
 from stego_core.storage import fs
@@ -83,6 +83,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     if job.crf:
         require_crf()
     folder = find_model(job.model)
+    load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
     dataset = _labelled(job)
     files = list_images(dataset.images_uri, limit=job.data.limit)
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())

@@ -25,7 +25,7 @@ from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
-from stego_core.model.checkpoint import find_model
+from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.storage import fs
 from stego_core.storage.manifest import (
@@ -73,6 +73,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     if job.crf:
         require_crf()
     folder = find_model(job.model)
+    load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
     source = resolve_demo(job.input, write=True)
     assert source is not None  # noqa: S101 - write=True always returns a folder
     files = list_images(source, limit=job.limit)

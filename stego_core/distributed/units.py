@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
+from stego_core import errors
 from stego_core.distributed.cluster import ActorPlan
 from stego_core.errors import ClusterError, StegoError
 
@@ -32,6 +34,7 @@ _Result = TypeVar("_Result")
 _MAX_BLOCKS = 20_000
 _ATTEMPTS = 5
 _UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
+_FAILURE = "failure"  # the column of a table that stands for an error
 _IN_FLIGHT = 3  # units per actor: one in work, one ready, one on its way
 
 
@@ -71,14 +74,48 @@ def unpack(row: pa.Table) -> tuple[int, pa.Table]:
         return row["unit"][0].as_py(), reader.read_all()
 
 
+class _UnitError(Exception):
+    """A unit failed on its worker with an error that is none of ours."""
+
+
+def _attempt(unit: int, compute: Callable[[], pa.Table]) -> pa.Table:
+    """Return the packed result, or the error as data.
+
+    Ray Data raises an error of its own for one that leaves a stage, and on the way to the driver
+    that loses what caused it: class, exit code and text.
+    """
+    try:
+        return pack(unit, compute())
+    except Exception as error:
+        record = {
+            "class": type(error).__name__,
+            "text": str(error),
+            "traceback": traceback.format_exc(),
+        }
+        return pack(unit, pa.table({_FAILURE: [json.dumps(record)]}))
+
+
+def _raise_if_failed(table: pa.Table) -> None:
+    if _FAILURE not in table.column_names:
+        return
+    record = json.loads(table[_FAILURE][0].as_py())
+    logger.debug("on a worker: %s", record["traceback"])
+    kind = getattr(errors, record["class"], None)
+    if isinstance(kind, type) and issubclass(kind, StegoError):
+        raise kind(record["text"])
+    raise _UnitError(f"{record['class']}: {' '.join(record['text'].split())}")
+
+
 def _fetch(row: pa.Table, *, stage: Stage) -> pa.Table:
     unit = row["unit"][0].as_py()
-    return pack(unit, stage.function(unit, **stage.kwargs))
+    return _attempt(unit, lambda: stage.function(unit, **stage.kwargs))
 
 
 def _finish(row: pa.Table, *, stage: Stage) -> pa.Table:
     unit, table = unpack(row)
-    return pack(unit, stage.function(unit, table, **stage.kwargs))
+    if _FAILURE in table.column_names:
+        return row
+    return _attempt(unit, lambda: stage.function(unit, table, **stage.kwargs))
 
 
 class _Worker:
@@ -87,11 +124,22 @@ class _Worker:
     def __init__(
         self, factory: Callable[..., Callable[..., pa.Table]], kwargs: dict[str, Any]
     ) -> None:
-        self._work = factory(**kwargs)
+        self._problem: Exception | None = None
+        try:
+            self._work = factory(**kwargs)
+        except Exception as error:
+            self._problem = error  # told as the first unit's: here it would only kill the actor
 
     def __call__(self, row: pa.Table) -> pa.Table:
         unit, table = unpack(row)
-        return pack(unit, self._work(unit, table))
+        if _FAILURE in table.column_names:
+            return row
+        return _attempt(unit, lambda: self._run(unit, table))
+
+    def _run(self, unit: int, table: pa.Table) -> pa.Table:
+        if self._problem is not None:
+            raise self._problem
+        return self._work(unit, table)
 
 
 def run_units(
@@ -118,7 +166,8 @@ def run_units(
         debug: show Ray's progress.
 
     Raises:
-        ClusterError: if an attempt ends in an error of the engine without any unit done.
+        StegoError: as a stage raised it.
+        ClusterError: if an attempt ends in another error without any unit done.
     """
     _configure(debug=debug)
     for attempt in range(1, _ATTEMPTS + 1):
@@ -130,10 +179,7 @@ def run_units(
             for receipt in _stream(units, fetch, work, finish, actors):
                 done += 1
                 yield receipt
-        except (RayError, SystemError) as error:
-            cause = _user_error(error)
-            if cause is not None:
-                raise cause from error
+        except (RayError, SystemError, _UnitError) as error:
             if not done or attempt == _ATTEMPTS:
                 reason = str(error).strip().splitlines()[-1]
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
@@ -177,20 +223,10 @@ def _stream(
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
         for index in range(batch.num_rows):
             _, table = unpack(batch.slice(index, 1))
+            _raise_if_failed(table)
             yield json.loads(table["receipt"][0].as_py())
 
 
 def receipt_table(**fields: Any) -> pa.Table:
     """Return what a finish stage returns: one JSON receipt."""
     return pa.table({"receipt": [json.dumps(fields)]})
-
-
-def _user_error(error: BaseException) -> StegoError | None:
-    """Return the error of ours that a Ray error carries, if any."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, StegoError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return None
