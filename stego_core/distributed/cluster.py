@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from stego_core.errors import ClusterError
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5.0
+_HEALTH_TIMEOUT_S = 15.0
 
 # Where a job's buckets lie: workers hear it from the driver, because the cluster may be older than
 # the job. Credentials stay out: a runtime environment is readable by all who see the cluster.
@@ -117,7 +120,7 @@ def find_cluster() -> str | None:
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     note = Path(folder, "ray", "ray_current_cluster")
     address = note.read_text().strip() if note.exists() else ""
-    return address if address and _answers(address) else None
+    return address if address and _answers(address) and _is_healthy(address) else None
 
 
 def _answers(address: str) -> bool:
@@ -127,6 +130,18 @@ def _answers(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def _is_healthy(address: str) -> bool:
+    """Ask Ray itself, in a process that can be given up: a port may be somebody else's by now."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter, an address from Ray's own file
+            command, capture_output=True, timeout=_HEALTH_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 def worker_environment() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
-import sys
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from ray_cluster import ROOT, SEGMENT, TINY, Cluster, draw_pictures
+from ray_cluster import SEGMENT, TINY, Cluster, draw_pictures
 
 pytestmark = pytest.mark.ray
 
@@ -37,15 +36,14 @@ def write_bad_pictures(folder: Path) -> Path:
     generator = np.random.default_rng(5)
     noise = Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     noise.save(folder / "whole.jpg")
-    data = (folder / "whole.jpg").read_bytes()
-    (folder / "whole.jpg").unlink()
+    data = (folder / "whole.jpg").rename(folder / "truncated.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("not a picture at all\n" * 50)
     (folder / "huge.png").write_bytes(png_header(30_000, 30_000))
     Image.new("RGB", (1, 1)).save(folder / "one.png")
-    frames = [Image.new("P", (32, 32), colour) for colour in (0, 1)]
-    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    first, second = (Image.new("P", (32, 32), colour) for colour in (0, 1))
+    first.save(folder / "moving.gif", save_all=True, append_images=[second])
     return folder
 
 
@@ -76,12 +74,13 @@ class Segmented:
     def quarantine(self) -> list[dict]:
         return pq.read_table(self.out / "quarantine.parquet").to_pylist()
 
-    def status(self) -> dict:
-        return status(self.out)
+    def counts(self) -> dict:
+        return json.loads((self.out / "status.json").read_text())["counts"]
 
 
-def status(out: Path) -> dict:
-    return json.loads((out / "status.json").read_text())
+def ended(out: Path) -> tuple[str, int]:
+    status = json.loads((out / "status.json").read_text())
+    return status["state"], status["exit_code"]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +111,7 @@ def test_every_input_has_one_row_and_only_usable_ones_a_mask(mixed: Segmented) -
         assert rows[name]["status"] == reason, name
         assert rows[name]["detail"]
         assert "\n" not in rows[name]["detail"]
-        assert rows[name]["mask"] is None
-        assert rows[name]["mask_height"] is None
+        assert rows[name]["mask"] is rows[name]["mask_height"] is None
         assert not rows[name]["clusters"]
     assert rows["huge.png"]["detail"].startswith("30000 x 30000")
 
@@ -132,11 +130,10 @@ def test_quarantine_and_status_tell_the_same_as_the_rows(mixed: Segmented) -> No
         found, row = quarantine[rows[name]["image_id"]], rows[name]
         assert (found["reason"], found["detail"]) == (row["status"], row["detail"])
         assert (found["stage"], found["image_uri"]) == ("segment", row["image_uri"])
-    done = mixed.status()
-    assert (done["state"], done["exit_code"]) == ("done", 0)
+    assert ended(mixed.out) == ("done", 0)
     total = len(USABLE) + len(REASONS)
     counts = {"total": total, "done": total, "ok": len(USABLE)}
-    assert done["counts"] == counts | Counter(REASONS.values())
+    assert mixed.counts() == counts | Counter(REASONS.values())
 
 
 def test_a_budget_of_failures_ends_the_job_with_code_4_and_keeps_every_row(
@@ -145,13 +142,12 @@ def test_a_budget_of_failures_ends_the_job_with_code_4_and_keeps_every_row(
     before = mixed.rows()
     job = cluster.run(*mixed.job, "--out", str(mixed.out), "--max-failed", "0.1", check=4)
     assert "6 of 12 images can't be used" in one_error(job)
-    failed = mixed.status()
-    assert (failed["state"], failed["exit_code"]) == ("failed", 4)
-    assert failed["counts"]["ok"] == len(USABLE)
+    assert ended(mixed.out) == ("failed", 4)
+    assert mixed.counts()["ok"] == len(USABLE)
     assert mixed.rows() == before
     assert len(mixed.quarantine()) == len(REASONS)
     cluster.run(*mixed.job, "--out", str(mixed.out), "--max-failed", "0.5")
-    assert mixed.status()["state"] == "done"
+    assert ended(mixed.out) == ("done", 0)
 
 
 def test_a_folder_of_only_bad_pictures_ends_with_code_4_after_all_rows_are_written(
@@ -164,7 +160,7 @@ def test_a_folder_of_only_bad_pictures_ends_with_code_4_after_all_rows_are_writt
     bad = Segmented(folder, tmp_path / "out", job)
     assert {name: row["status"] for name, row in bad.rows().items()} == REASONS
     assert len(bad.quarantine()) == len(REASONS)
-    assert (bad.status()["state"], bad.status()["exit_code"]) == ("failed", 4)
+    assert ended(bad.out) == ("failed", 4)
 
 
 def test_mining_leaves_out_what_can_not_be_used_and_says_why(
@@ -189,7 +185,7 @@ def one_error(job: subprocess.CompletedProcess) -> str:
 
 
 def only_line(job: subprocess.CompletedProcess) -> str:
-    assert len(job.stderr.splitlines()) == 1, job.stderr
+    assert job.stderr.count("\n") == 1, job.stderr
     return one_error(job)
 
 
@@ -209,7 +205,7 @@ def test_nothing_to_read_is_one_line_and_exit_code_3(
     out = str(tmp_path / "out")
     job = ["segment_bucket.py", "--input", source, "--model", str(model), "--out", out]
     assert source in only_line(cluster.run(*job, check=3))
-    assert (status(Path(out))["state"], status(Path(out))["exit_code"]) == ("failed", 3)
+    assert ended(Path(out)) == ("failed", 3)
     assert not (tmp_path / "out" / "masks").exists()
 
 
@@ -221,7 +217,7 @@ def test_training_on_nothing_is_one_line_and_exit_code_3(
     where = replace(cluster, folder=tmp_path)
     done = where.run(job, "--data.root", root, "--out", "out", *TINY, check=3)
     assert root in only_line(done)
-    assert status(tmp_path / "out")["exit_code"] == 3
+    assert ended(tmp_path / "out") == ("failed", 3)
 
 
 def test_evaluation_without_labels_is_one_line_and_exit_code_3(
@@ -232,10 +228,7 @@ def test_evaluation_without_labels_is_one_line_and_exit_code_3(
     job = ["evaluate.py", "--model", str(model), "--out", str(tmp_path / "out")]
     line = only_line(cluster.run(*job, "--data.root", str(tmp_path / "root"), check=3))
     assert "labels/val" in line
-    assert (status(tmp_path / "out")["state"], status(tmp_path / "out")["exit_code"]) == (
-        "failed",
-        3,
-    )
+    assert ended(tmp_path / "out") == ("failed", 3)
 
 
 def lines(cluster: Cluster, out: Path, *command: str) -> list[str]:
@@ -258,9 +251,8 @@ def test_wrong_flags_and_wrong_files_are_refused_with_a_line_for_each_problem(
     (tmp_path / "bad.toml").write_text('sede = 3\n[train]\nbatch = "many"\n')
     toml = ["--config", str(tmp_path / "bad.toml")]
     unknown, wrong = lines(cluster, tmp_path / "out", "train.py", *toml)
-    assert "sede = 3" in unknown
-    assert "unknown key" in unknown
-    assert 'train.batch = "many"' in wrong
+    assert (unknown[:8], "unknown key" in unknown) == ("sede = 3", True)
+    assert wrong.startswith('train.batch = "many"')
 
 
 @pytest.mark.parametrize("job", JOBS[2:4])
@@ -282,21 +274,11 @@ def test_a_model_that_is_none_or_is_damaged_is_refused(
 def test_a_crf_without_its_library_is_refused_before_any_work(
     cluster: Cluster, model: Path, data: Path, tmp_path: Path
 ) -> None:
-    script = str(ROOT / "jobs" / "segment_bucket.py")
-    source = ["--input", str(data), "--model", str(model), "--out", str(tmp_path / "out")]
-    hide = "import runpy, sys; sys.modules['pydensecrf'] = None; sys.argv[0] = sys.argv[1]; "
-    code = hide + "del sys.argv[1]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    job = subprocess.run(
-        [sys.executable, "-c", code, script, *source, "--crf"],
-        env=cluster.env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert job.returncode == 2, job.stderr
-    assert "stego-ray[crf]" in only_line(job)
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "pydensecrf.py").write_text("raise ImportError")
+    without = replace(cluster, env=cluster.env | {"PYTHONPATH": str(tmp_path)})
+    source = ["--input", str(data), "--model", str(model), "--crf"]
+    (line,) = lines(without, tmp_path / "out", "segment_bucket.py", *source)
+    assert "stego-ray[crf]" in line
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -310,9 +292,9 @@ def test_a_dry_run_prints_a_plan_and_leaves_nothing_behind(
         "evaluate.py": ["--data.root", str(data), "--model", str(model), "--out", "out"],
         "report.py": ["--masks", "out", "--model", str(model)],
     }
-    before = sorted(path for root in (model, data) for path in root.rglob("*"))
+    before = sorted([*model.rglob("*"), *data.rglob("*")])
     done = replace(cluster, folder=tmp_path).run(job, *flags[job], "--dry-run")
     assert len(done.stdout.splitlines()) >= 2
     assert str(tmp_path / "out") in done.stdout or job == "evaluate.py"
     assert not list(tmp_path.iterdir())
-    assert sorted(path for root in (model, data) for path in root.rglob("*")) == before
+    assert sorted([*model.rglob("*"), *data.rglob("*")]) == before

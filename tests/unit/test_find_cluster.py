@@ -33,9 +33,12 @@ def test_without_any_trace_of_a_cluster_a_local_one_is_started(note: Path) -> No
     assert find_cluster() is None
 
 
-def test_a_cluster_on_this_machine_is_found(note: Path, listener: str) -> None:
+def test_a_port_that_is_no_ray_is_passed_over(
+    note: Path, listener: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stego_core.distributed.cluster._HEALTH_TIMEOUT_S", 3.0)
     note.write_text(listener)
-    assert find_cluster() == listener
+    assert find_cluster() is None
 
 
 def test_a_cluster_that_was_killed_is_passed_over_at_once(note: Path) -> None:
