@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +22,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
 from stego_core.errors import ImageProblem, TooManyFailures
-from stego_core.masks.table import QUARANTINE_SCHEMA
+from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
 from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
@@ -193,7 +191,7 @@ class EmbedWorker:
         self._threads, self._mined = threads, mined
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
-        """Write the unit's features and views; return them as rows for its receipt."""
+        """Write the unit's features and views; return the status of each image."""
         usable = [row for row, data in enumerate(table["pixels"].to_pylist()) if data is not None]
         ids: list[int] = []
         crops: list[int] = []
@@ -207,10 +205,8 @@ class EmbedWorker:
             crops += list(range(len(pixels)))
         batches = [np.stack(views[i : i + _BATCH]) for i in range(0, len(views), _BATCH)]
         features = map_threads(self._features, batches, self._threads)
-        embeddings = self._write(unit, table, features, ids, crops)
-        return table.select(["image_id", "status"]).append_column(
-            "views", pa.array([embeddings] * table.num_rows)
-        )
+        self._write(unit, table, features, ids, crops)
+        return table.select(["image_id", "status"])
 
     def _features(self, pixels: np.ndarray) -> torch.Tensor:
         maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
@@ -223,7 +219,7 @@ class EmbedWorker:
         features: list[torch.Tensor],
         ids: list[int],
         crops: list[int],
-    ) -> int:
+    ) -> None:
         rows: list[dict[str, Any]] = []
         stored = None
         if features:
@@ -241,7 +237,6 @@ class EmbedWorker:
                 rows.append(row | {"crop": 0})
         table = pa.Table.from_pylist(rows, feature_store.SCHEMA)
         feature_store.write_unit(self._mined.store_uri, unit, table, stored)
-        return len(ids)
 
 
 def _count_unit(unit: int, table: pa.Table) -> pa.Table:
@@ -295,9 +290,8 @@ def _write_quarantine(job: MineJob, run: RunDirectory, views: Views, manifest: M
         {"image_id": i, "image_uri": uris[i], "stage": "mine", "reason": reason, "detail": detail}
         for i, reason, detail in views.failures
     ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA), buffer)
-    fs.write_bytes(run.path("quarantine.parquet"), buffer.getvalue())
+    quarantine = pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)
+    fs.write_bytes(run.path("quarantine.parquet"), to_parquet(quarantine, {}))
     if len(rows) > job.max_failed * manifest.num_images:
         raise TooManyFailures(
             f"{len(rows)} of {manifest.num_images} images can't be used; "

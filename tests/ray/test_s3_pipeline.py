@@ -59,22 +59,28 @@ class Store:
         return {entry["Key"]: (entry["ETag"], entry["LastModified"]) for entry in found}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "volumes").mkdir()
+def server_command(folder: Path, ports: list[int]) -> list[str]:
     pair = {"accessKey": KEY_ID, "secretKey": SECRET}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = [{"name": "tests", "credentials": [pair], "actions": actions}]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    parts = ("master", "volume", "filer", "s3")
-    ports = free_ports(2 * len(parts))
     command = [str(WEED), "-logtostderr=true", "server", f"-dir={folder}/volumes", "-filer", "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=50"]
     command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder}/s3.json"]
-    for part, port, grpc in zip(parts, ports[::2], ports[1::2], strict=True):
+    for part, port, grpc in zip(
+        ("master", "volume", "filer", "s3"), ports[::2], ports[1::2], strict=True
+    ):
         command += [f"-{part}.port={port}", f"-{part}.port.grpc={grpc}"]
+    return command
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Store]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "volumes").mkdir()
+    ports = free_ports(8)
+    command = server_command(folder, ports)
     endpoint = f"http://127.0.0.1:{ports[6]}"
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
