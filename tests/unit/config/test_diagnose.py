@@ -150,7 +150,7 @@ def test_validate_reports_every_problem_without_a_file_name():
         "train.stepz = 1: unknown key; did you mean train.steps?",
         "train.steps = null: not an integer",
         "seed = -1: must be at least 0",
-        "train.batch = 32, workers = 5: the batch must be a multiple of the workers",
+        "train.batch = 16, workers = 5: the batch must be a multiple of the workers",
     ]
     assert str(caught.value) == "\n".join(caught.value.problems)
 
@@ -171,7 +171,7 @@ def test_nothing_but_the_error_is_printed_for_wrong_flags(capfd):
         (
             TrainJob,
             {"workers": 3},
-            "train.batch = 32, workers = 3: the batch must be a multiple of the workers",
+            "train.batch = 16, workers = 3: the batch must be a multiple of the workers",
         ),
         (
             EvaluateJob,
