@@ -106,9 +106,6 @@ def _end(head: subprocess.Popen) -> None:
     family = {head.pid}
     while grown := {pid for pid, parent in pairs if parent in family} - family:
         family |= grown
-    head.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(20)
     for pid in family:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -81,7 +81,9 @@ def read_views(folder_uri: str, num_units: int) -> Views:
     usable = table.filter(pc.equal(table["status"], ImageProblem.OK))
     failed = table.filter(pc.not_equal(table["status"], ImageProblem.OK))
     if not usable.num_rows:
-        raise InputError(f"none of {failed.num_rows} images can be used; see quarantine.parquet")
+        first = failed.slice(0, 1).to_pylist()[0]
+        reason = f"{first['status']}: {first['detail']}"
+        raise InputError(f"none of {failed.num_rows} images can be used; the first is {reason}")
     flat = usable["embedding"].combine_chunks().flatten().to_numpy()
     return Views(
         image_ids=usable["image_id"].to_numpy(),
