@@ -77,7 +77,7 @@ def refine(pixels_HWC: np.ndarray, log_probs_NHW: Tensor) -> np.ndarray:
     crf.addPairwiseBilateral(
         sxy=BILATERAL_SXY,
         srgb=BILATERAL_SRGB,
-        rgbim=np.ascontiguousarray(pixels_HWC),
+        rgbim=np.array(pixels_HWC, order="C"),  # a copy: pydensecrf refuses read-only buffers
         compat=BILATERAL_COMPAT,
     )
     posterior = np.asarray(crf.inference(ITERATIONS))

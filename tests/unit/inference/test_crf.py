@@ -74,3 +74,10 @@ def test_the_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     with pytest.raises(ConfigError, match=r"pip install 'stego-ray\[crf\]'"):
         require_crf()
+
+
+def test_an_image_that_can_not_be_written_to_is_refined_all_the_same() -> None:
+    pixels = np.frombuffer(bytes(8 * 8 * 3), np.uint8).reshape(8, 8, 3)
+    log_probs = torch.log_softmax(torch.arange(2 * 64.0).reshape(2, 8, 8) / 64, 0)
+    assert not pixels.flags.writeable
+    assert crf.refine(pixels, log_probs).shape == (8, 8)
