@@ -36,6 +36,7 @@ def submit(cluster: Cluster, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.skipif(not HAS_WEIGHTS, reason="DINOv2 weights are not in the cache; run make demo")
 def test_the_literal_commands_train_and_segment_the_demo_pictures(cluster: Cluster) -> None:
