@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,11 @@ class Cluster:
         if check is not None:
             assert done.returncode == check, done.stdout + done.stderr
         return done
+
+    def start(self, *command: str) -> subprocess.Popen:
+        """Start `python jobs/<first>` with the rest, for a test that kills it."""
+        job = [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]]
+        return subprocess.Popen(job, env=self.env, cwd=self.folder)
 
 
 def free_ports(count: int) -> list[int]:
@@ -83,20 +88,29 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "OMP_NUM_THREADS": "1",
     }
     env.pop("RAY_ADDRESS", None)
-    port, dashboard = 20000 + free_ports(1)[0] % 10000, free_ports(1)[0]
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
-    command += [f"--port={port}", "--num-cpus=4", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
-    log = (folder / "ray.log").open("w")
-    head = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
-    try:
-        _wait_for(dashboard, head, folder / "ray.log")
-        address = f"127.0.0.1:{port}"
+    (port,) = free_ports(1)
+    flags = ["--num-cpus=4", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    with ray_head(folder, "ray.log", env, *flags, ready_port=port) as address:
         env["RAY_ADDRESS"] = address
-        yield Cluster(address, f"http://127.0.0.1:{dashboard}", folder, env)
-    finally:
-        _end(head)
-        log.close()
+        yield Cluster(address, f"http://127.0.0.1:{port}", folder, env)
+
+
+@contextlib.contextmanager
+def ray_head(
+    folder: Path, log_name: str, env: dict[str, str], *flags: str, ready_port: int | None = None
+) -> Iterator[str]:
+    """Run `ray start --head` in `folder`; give its address; end it and all below it."""
+    port = 20000 + free_ports(1)[0] % 10000
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    command += [f"--port={port}", "--node-ip-address=127.0.0.1", *flags]
+    path = folder / log_name
+    with path.open("w") as log:
+        head = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
+        try:
+            _wait_for(ready_port or port, head, path)
+            yield f"127.0.0.1:{port}"
+        finally:
+            _end(head)
 
 
 def _end(head: subprocess.Popen) -> None:
@@ -118,10 +132,20 @@ def _wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(2)  # the job server answers a moment after the port is open
                 return
         time.sleep(0.5)
     raise AssertionError(log.read_text())
+
+
+def kill_when(process: subprocess.Popen, is_time: Callable[[], object]) -> None:
+    """Kill a job's process (SIGKILL) as soon as `is_time` says so; it must still be running."""
+    deadline_s = time.monotonic() + 120
+    while not is_time():
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def draw_pictures(folder: Path, count: int, *, seed: int = 0, labels: Path | None = None) -> Path:

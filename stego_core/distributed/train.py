@@ -29,6 +29,7 @@ from stego_core.storage.run import RunDirectory
 from stego_core.training.calibration import calibrate
 from stego_core.training.fit import fit
 from stego_core.training.loop import TrainData, train
+from stego_core.training.state import find_checkpoint
 from stego_core.training.views import (
     FeatureSource,
     FromBackbone,
@@ -89,9 +90,20 @@ def _settings(job: TrainJob) -> dict[str, Any]:
 
 
 def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
-    """Run the workers; return the folder of the last checkpoint, which holds the model."""
+    """Run the workers; return the folder of the last checkpoint, which holds the model.
+
+    Each start has a folder of its own below the training's: Ray Train can't go on in a folder whose
+    record a kill cut short, so what to resume from is found by looking at the checkpoints.
+    """
+    # The name holds the fingerprint: a run of other settings never continues this one.
+    starts_uri = run.path("checkpoints", f"train-{key}")
+    resume = find_checkpoint(starts_uri)
+    if resume is not None and fs.exists(fs.join(resume, "model.json")):
+        return resume  # everything was done but the driver died before it took the model over
+    earlier = fs.list_names(starts_uri)
+    start = f"start-{len(earlier):03d}"
     actors = plan_actors(job.workers)
-    filesystem, path = fs.open_uri(run.path("checkpoints"))
+    filesystem, path = fs.open_uri(starts_uri)
     resources = {"GPU": 1.0} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
     trainer = TorchTrainer(
         _worker,
@@ -101,6 +113,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             "run_uri": run.uri,
             "threads": actors.threads,
             "device": actors.device,
+            "resume": resume,
         },
         torch_config=TorchConfig(backend="nccl" if actors.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -109,8 +122,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # The name holds the fingerprint: a run of other settings never continues this one.
-            name=f"train-{key}",
+            name=start,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
@@ -123,6 +135,8 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
         raise _cause(error) from error
     if result.checkpoint is None:
         raise ClusterError("training ended without a checkpoint; see events.jsonl")
+    for name in earlier:
+        fs.delete(fs.join(starts_uri, name))
     folder = result.checkpoint.path
     return folder if fs.is_local(run.uri) else f"{run.uri.split('://')[0]}://{folder}"
 
@@ -141,7 +155,8 @@ def _cause(error: Exception) -> StegoError:
 class _RayContext:
     """The training loop's view of Ray Train (see `TrainContext`)."""
 
-    def __init__(self, run_uri: str) -> None:
+    def __init__(self, run_uri: str, *, resume: str | None) -> None:
+        self._resume = resume
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         # An object store can't append: there the driver and this process have a file each.
@@ -149,9 +164,9 @@ class _RayContext:
         self._run = RunDirectory(run_uri, job="train", events=name)
 
     def resume_folder(self) -> str | None:
-        """Return the newest checkpoint's folder, copied here."""
+        """Return the newest checkpoint of this start, copied here, else the earlier starts'."""
         checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else str(checkpoint.to_directory())
+        return self._resume if checkpoint is None else str(checkpoint.to_directory())
 
     def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
         """Hand a checkpoint to Ray Train; redoing a step overwrites its folder."""
@@ -175,11 +190,11 @@ def _worker(config: dict[str, Any]) -> None:
     job: TrainJob = config["job"]
     mined: Mined = config["mined"]
     torch.set_num_threads(config["threads"])
-    context = _RayContext(config["run_uri"])
+    context = _RayContext(config["run_uri"], resume=config["resume"])
     device = config["device"]
     folder = context.resume_folder()
     if folder is not None and fs.exists(fs.join(folder, "model.json")):
-        return  # everything was done but the driver died before it took the model over
+        return  # a worker died after the last report, and Ray Train started all of them again
     views = read_views(mined.store_uri, mined.manifest.num_units)
     data = _train_data(job, mined, views, context, device=device)
     model = train(job, data, context, device=device)

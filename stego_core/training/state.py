@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Adam
 from stego_core.config.schema import TrainConfig
 from stego_core.errors import CheckpointError
 from stego_core.model.checkpoint import load_tensors, save_tensors
+from stego_core.storage import fs
 from stego_core.training.step import Trainable
 
 
@@ -72,6 +74,29 @@ def save_state(
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizers.tensors().items()}
     save_tensors(folder_uri, "state", tensors, record)
+
+
+def find_checkpoint(starts_uri: str) -> str | None:
+    """Return the newest checkpoint that is whole, of all starts of one training; None without.
+
+    A kill may leave a checkpoint half copied. Both files are read to find out: safetensors knows
+    its own length.
+
+    Args:
+        starts_uri: folder that holds `<start>/step-<n>/`.
+    """
+    folders = [
+        (step, fs.join(starts_uri, start, step))
+        for start in fs.list_names(starts_uri)
+        for step in fs.list_names(fs.join(starts_uri, start))
+        if step.startswith("step-")
+    ]
+    for _, folder in sorted(folders, reverse=True):
+        for name in ("model", "state"):
+            with suppress(CheckpointError):
+                load_tensors(folder, name)
+                return folder
+    return None
 
 
 def load_state(folder_uri: str, model: Trainable, optimizers: Optimizers) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,14 +25,19 @@ HAS_WEIGHTS = cache_path(find_backbone("dinov2-vits14")).exists()
 
 def submit(cluster: Cluster, *arguments: str) -> str:
     ray = str(Path(sys.executable).parent / "ray")
-    done = subprocess.run(
-        [ray, "job", "submit", "--address", cluster.dashboard, *arguments],
-        cwd=cluster.folder,
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    for _ in range(30):
+        done = subprocess.run(
+            [ray, "job", "submit", "--address", cluster.dashboard, *arguments],
+            cwd=cluster.folder,
+            env=cluster.env,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        # The dashboard of a young cluster answers before the agent that runs jobs is there.
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 

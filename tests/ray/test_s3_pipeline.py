@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from ray_cluster import SEGMENT, TRAIN, Cluster, _end, _wait_for, free_ports
+from ray_cluster import SEGMENT, TRAIN, Cluster, free_ports, ray_head
 
 from stego_core.distributed.cluster import worker_environment
 
@@ -125,20 +125,11 @@ def s3_cluster(store: Store, cluster: Cluster) -> Iterator[Cluster]:
     """A cluster that was started with the credentials; the job's environment has all."""
     env = {name: value for name, value in cluster.env.items() if name != "RAY_ADDRESS"}
     env |= store.credentials
-    port, *others = [20000 + free % 10000 for free in free_ports(1)] + free_ports(2)
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
-    command += [f"--port={port}", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
-    command += ["--include-dashboard=false", f"--ray-client-server-port={others[0]}"]
-    command += [f"--dashboard-agent-listen-port={others[1]}"]
-    path = cluster.folder / "ray-s3.log"
-    with path.open("w") as log:
-        head = subprocess.Popen(command, env=env, cwd=cluster.folder, stdout=log, stderr=log)
-    try:
-        _wait_for(port, head, path)
-        address = f"127.0.0.1:{port}"
+    client, agent = free_ports(2)
+    flags = ["--num-cpus=2", "--include-dashboard=false", f"--ray-client-server-port={client}"]
+    flags += [f"--dashboard-agent-listen-port={agent}"]
+    with ray_head(cluster.folder, "ray-s3.log", env, *flags) as address:
         yield Cluster(address, "", cluster.folder, env | store.where | {"RAY_ADDRESS": address})
-    finally:
-        _end(head)
 
 
 VAL = ["--input", f"s3://{BUCKET}/data/imgs/val", "--model", f"s3://{BUCKET}/run", *SEGMENT]

@@ -8,7 +8,7 @@ from factories import random_maps, ring_neighbors, states_equal, train_job
 
 from stego_core.errors import CheckpointError
 from stego_core.training.sampler import draw_step
-from stego_core.training.state import Optimizers, load_state, save_state
+from stego_core.training.state import Optimizers, find_checkpoint, load_state, save_state
 from stego_core.training.step import StepBatch, Trainable
 
 JOB = train_job()
@@ -111,3 +111,19 @@ def test_the_files_are_plain_tensors_and_plain_json(tmp_path):
     save_state(str(tmp_path), model, optimizers, {"step": 1})
     assert json.loads((tmp_path / "state.json").read_text()) == {"step": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_the_newest_whole_checkpoint_of_all_starts_is_found(tmp_path):
+    assert find_checkpoint(str(tmp_path / "none")) is None
+    model, optimizers = fresh()
+    for start, number in (("start-000", 20), ("start-001", 30), ("start-001", 40)):
+        folder = tmp_path / start / f"step-{number:08d}"
+        save_state(str(folder), model, optimizers, {"step": number})
+    (tmp_path / "start-000" / "checkpoint_manager_snapshot.json").write_text("{")
+    newest = tmp_path / "start-001" / "step-00000040"
+    assert find_checkpoint(str(tmp_path)) == str(newest)
+    tensors = newest / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])  # a kill in the middle of the copy
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / "start-001" / "step-00000030")
+    (tmp_path / "start-001" / "step-00000030" / "state.json").unlink()
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / "start-000" / "step-00000020")
