@@ -111,10 +111,16 @@ class HeadConfig(_Strict):
 
     kind: Literal["nonlinear", "linear"] = "nonlinear"
     """`nonlinear` adds a two-layer branch to the linear one (paper, section 4)."""
-    dim: Positive = 70
-    """Channels of the code."""
+    dim: Positive = 64
+    """Channels of the code (the paper has 70 or more)."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1
     """Channel dropout of the features in training."""
+    whiten: NonNegative = 64
+    """Principal components of the features that teacher and head see, each scaled to variance 1;
+    the head starts as the identity on them. 0 leaves features as they are, as the paper does."""
+    smooth: Annotated[float, Ge(0)] = 0.1
+    """Temperature at which an image's tokens share their codes with tokens of similar features,
+    when clusters are fitted and images segmented; 0 leaves each code as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,8 +139,8 @@ class LossConfig(_Strict):
     """The correspondence loss (paper, section 3)."""
 
     shifts: Literal["auto", "fixed"] = "auto"
-    """`auto` sets the three shifts from the correspondences that mining measured; `fixed` uses
-    the numbers given for each kind of pair."""
+    """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
+    `fixed` uses the numbers given for each kind."""
     self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.67, shift=0.08))
     knn: PairConfig = field(default_factory=lambda: PairConfig(weight=0.25, shift=0.02))
     random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
@@ -154,7 +160,7 @@ class LossConfig(_Strict):
 class TrainConfig(_Strict):
     """The optimisation."""
 
-    steps: NonNegative = 600
+    steps: NonNegative = 300
     """Batches, however many workers share them."""
     batch: Positive = 16
     """Views of one step over all workers together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -19,6 +20,16 @@ from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 RANDOM_WEIGHTS = "random"
+# What the driver meets when it writes where it may not, or where nothing fits any more.
+_NOT_WRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 JobT = TypeVar("JobT", bound=Job)
 
 
@@ -78,6 +89,8 @@ def _absolute(value: str) -> str:
 
 
 def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, debug: bool) -> int:
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+        error = ConfigError(f"{error}: give an --out that can be written and has room")
     known = isinstance(error, StegoError)
     code = error.exit_code if isinstance(error, StegoError) else EXIT_BUG
     text = str(error) if known else f"unexpected {type(error).__name__}: {error}"

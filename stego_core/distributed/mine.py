@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
-import torch.nn.functional as F
 
 from stego_core.config.load import dump_toml, fingerprint
 from stego_core.config.schema import MineJob
@@ -18,15 +14,15 @@ from stego_core.datasets.demo import resolve_demo
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import SquareViews, fetch_unit
+from stego_core.distributed.mine_stages import EmbedWorker, count_unit
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
-from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
-from stego_core.errors import ImageProblem, TooManyFailures
+from stego_core.distributed.units import Stage, run_units
+from stego_core.errors import InputError, TooManyFailures
 from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
-from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
-from stego_core.storage import feature_store, fs
+from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
 from stego_core.storage.manifest import Manifest, digest_files, list_images, write_manifest
 from stego_core.storage.run import RunDirectory
@@ -34,7 +30,6 @@ from stego_core.training.views import view_side
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 8  # views of one forward pass
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
 
 
@@ -176,73 +171,6 @@ def _drop_stale(run: RunDirectory, key: str) -> None:
             fs.delete(run.path("features", name))
 
 
-class EmbedWorker:
-    """The actor's part: pixels of views to patch features and embeddings, written at once.
-
-    Args:
-        job: the settings.
-        device: of torch.
-        threads: batches computed at a time.
-        mined: where the store lies, and the weights that are expected.
-    """
-
-    def __init__(self, *, job: MineJob, device: str, threads: int, mined: Mined) -> None:
-        self._backbone = load_backbone(job.backbone, device=device)
-        self._threads, self._mined = threads, mined
-
-    def __call__(self, unit: int, table: pa.Table) -> pa.Table:
-        """Write the unit's features and views; return the status of each image."""
-        usable = [row for row, data in enumerate(table["pixels"].to_pylist()) if data is not None]
-        ids: list[int] = []
-        crops: list[int] = []
-        views: list[np.ndarray] = []
-        image_ids = table["image_id"].to_pylist()
-        for row in usable:
-            shape = (-1, table["pixel_height"][row].as_py(), table["pixel_width"][row].as_py(), 3)
-            pixels = np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(shape)
-            views.extend(pixels)
-            ids += [image_ids[row]] * len(pixels)
-            crops += list(range(len(pixels)))
-        batches = [np.stack(views[i : i + _BATCH]) for i in range(0, len(views), _BATCH)]
-        features = map_threads(self._features, batches, self._threads)
-        self._write(unit, table, features, ids, crops)
-        return table.select(["image_id", "status"])
-
-    def _features(self, pixels: np.ndarray) -> torch.Tensor:
-        maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
-        return maps.cpu()
-
-    def _write(
-        self,
-        unit: int,
-        table: pa.Table,
-        features: list[torch.Tensor],
-        ids: list[int],
-        crops: list[int],
-    ) -> None:
-        rows: list[dict[str, Any]] = []
-        stored = None
-        if features:
-            maps = torch.cat(features)
-            embeddings = F.normalize(maps.mean((2, 3)), dim=1).numpy()
-            ok = ImageProblem.OK.value
-            rows = [
-                {"image_id": image_id, "crop": crop, "status": ok, "embedding": embedding}
-                for image_id, crop, embedding in zip(ids, crops, embeddings, strict=True)
-            ]
-            if self._mined.is_stored:
-                stored = maps.permute(0, 2, 3, 1).numpy()
-        for row in table.select(["image_id", "status", "detail"]).to_pylist():
-            if row["status"] != ImageProblem.OK:
-                rows.append(row | {"crop": 0})
-        table = pa.Table.from_pylist(rows, feature_store.SCHEMA)
-        feature_store.write_unit(self._mined.store_uri, unit, table, stored)
-
-
-def _count_unit(unit: int, table: pa.Table) -> pa.Table:
-    return receipt_table(unit=unit, statuses=Counter(table["status"].to_pylist()))
-
-
 def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
     manifest = mined.manifest
 
@@ -272,9 +200,15 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
         ),
         work=Stage(
             EmbedWorker,
-            {"job": job, "device": actors.device, "threads": actors.threads, "mined": mined},
+            {
+                "job": job,
+                "device": actors.device,
+                "threads": actors.threads,
+                "store_uri": mined.store_uri,
+                "is_stored": mined.is_stored,
+            },
         ),
-        finish=Stage(_count_unit, {}),
+        finish=Stage(count_unit, {}),
         actors=actors,
         debug=job.debug,
     )
@@ -296,4 +230,9 @@ def _write_quarantine(job: MineJob, run: RunDirectory, views: Views, manifest: M
         raise TooManyFailures(
             f"{len(rows)} of {manifest.num_images} images can't be used; "
             f"{run.uri}/quarantine.parquet says why"
+        )
+    if not len(views.image_ids):
+        raise InputError(
+            f"none of {len(rows)} images can be used, the first: {rows[0]['detail']}; "
+            f"{run.uri}/quarantine.parquet has the reasons"
         )

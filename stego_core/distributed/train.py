@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,12 +23,13 @@ from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import model_card, save_segmenter
+from stego_core.model.whitening import fit_whitening
 from stego_core.neighbors.table import neighbor_indices, read_table
 from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views, read_views
 from stego_core.storage.run import RunDirectory
 from stego_core.training.calibration import calibrate
-from stego_core.training.fit import fit
+from stego_core.training.fit import fit, sample_tokens
 from stego_core.training.loop import TrainData, train
 from stego_core.training.state import find_checkpoint
 from stego_core.training.views import (
@@ -35,6 +37,7 @@ from stego_core.training.views import (
     FromBackbone,
     FromStore,
     LabelSource,
+    Whitened,
     view_side,
 )
 
@@ -189,7 +192,8 @@ def _worker(config: dict[str, Any]) -> None:
     """Train on one worker; ordinary PyTorch apart from the context."""
     job: TrainJob = config["job"]
     mined: Mined = config["mined"]
-    torch.set_num_threads(config["threads"])
+    # A cluster may be started with more CPUs than the machine has; threads beyond those only spin.
+    torch.set_num_threads(min(config["threads"], os.cpu_count() or 1))
     context = _RayContext(config["run_uri"], resume=config["resume"])
     device = config["device"]
     folder = context.resume_folder()
@@ -213,6 +217,11 @@ def _train_data(
     table = read_table(neighbors_uri, key=mined.key)
     neighbors = neighbor_indices(table, views, job.neighbors.used)
     features = _features(job, mined, views, device=device)
+    whitening, seen = None, features
+    if job.head.whiten:
+        tokens = sample_tokens(features, len(views.image_ids), job.clusters.sample, seed=job.seed)
+        whitening = fit_whitening(tokens, job.head.whiten)
+        seen = Whitened(features, whitening)
     rows = mined.manifest.read(["image_id", "path"])
     paths = dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
     labels, num_classes = None, 0
@@ -220,16 +229,17 @@ def _train_data(
         labels = LabelSource(mined.dataset, views, paths, config=job.views, limits=job.limits)
         num_classes = labels.num_classes()
         labels = labels if num_classes else None
-    calibration = calibrate(features, neighbors, seed=job.seed)
+    calibration = calibrate(seen, neighbors, seed=job.seed)
     context.event("calibration", **asdict(calibration))
     return TrainData(
         features=features,
         neighbors=neighbors,
-        channels=features.read(neighbors[:1, 0] * 0).shape[1],
+        channels=seen.read(neighbors[:1, 0] * 0).shape[1],
         labels=labels,
         num_classes=num_classes,
         side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
         shifts=calibration.shifts if job.loss.shifts == "auto" else {},
+        whitening=whitening,
     )
 
 

@@ -38,6 +38,32 @@ class Head(nn.Module):
                 nn.Conv2d(width, config.dim, kernel_size=1),
             )
 
+    @torch.no_grad()
+    def start_as_identity(self) -> None:
+        """Let the code be the first K channels of the features until training changes it.
+
+        The nonlinear branch ends in zeros, so it is learned from nothing.
+        """
+        self.linear.weight.copy_(torch.eye(self.dim, self.width)[:, :, None, None])
+        nn.init.zeros_(_bias(self.linear))
+        if self.nonlinear is not None:
+            last = self.nonlinear[2]
+            assert isinstance(last, nn.Conv2d)  # noqa: S101 - built above
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(_bias(last))
+
+    @torch.no_grad()
+    def project_code(self, mean_K: Tensor, projection_KK: Tensor) -> None:
+        """Make `projection @ (code - mean)` the code: both branches end in a linear layer."""
+        last = [self.linear]
+        if self.nonlinear is not None:
+            assert isinstance(self.nonlinear[2], nn.Conv2d)  # noqa: S101 - built above
+            last.append(self.nonlinear[2])
+        _bias(self.linear).sub_(mean_K)
+        for layer in last:
+            layer.weight.copy_(torch.einsum("ij,jkhw->ikhw", projection_KK, layer.weight))
+            _bias(layer).copy_(projection_KK @ _bias(layer))
+
     def forward(
         self, features_BChw: Tensor, keep_masks: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
@@ -67,6 +93,11 @@ class Head(nn.Module):
         if self.nonlinear is not None:
             code = code + self.nonlinear(second)
         return code
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None  # noqa: S101 - every layer of the head has one
+    return layer.bias
 
 
 def dropout_masks(batch: int, channels: int, p: float, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,9 @@ from stego_core.errors import CheckpointError
 from stego_core.model.backbone import Backbone, load_backbone
 from stego_core.model.checkpoint import MODEL_VERSION, find_model, load_tensors, save_tensors
 from stego_core.model.head import Head
+from stego_core.model.smoothing import smooth_code
 from stego_core.model.weights import ResolvedWeights
+from stego_core.model.whitening import Whitening
 
 CLUSTER, LINEAR, BASELINE = "cluster", "linear", "baseline_kmeans"
 
@@ -27,8 +29,9 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: frozen features.
-        tensors: `head.*`, `clusters` (N, K), `baseline` (N, C), and with labels `linear.weight`
-            (classes, K) and `linear.bias`.
+        tensors: `head.*`, `clusters` (N, K), `baseline` (N, C); with labels `linear.weight`
+            (classes, K) and `linear.bias`; with whitening `whitening.mean` (C,) and
+            `whitening.projection` (D, C).
         card: what was read from `model.json`.
 
     Raises:
@@ -41,7 +44,12 @@ class Segmenter(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.card = card
-        self.head = Head(backbone.width, HeadConfig(**card["head"]))
+        self.whitening: Whitening | None = None
+        if "whitening.mean" in tensors:
+            self.whitening = Whitening(tensors["whitening.mean"], tensors["whitening.projection"])
+        config = HeadConfig(**card["head"])
+        self._smooth = config.smooth
+        self.head = Head(self.whitening.width if self.whitening else backbone.width, config)
         prefix = "head."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
@@ -73,12 +81,16 @@ class Segmenter(nn.Module):
         images = self.backbone.prepare(pixels_BHWC)
         with torch.inference_mode():
             features = self.backbone(images)
-            code = self.head(features)
+            code = self.head(self._whiten(features))
             if flip:
                 mirrored = self.backbone(images.flip(3))
                 features = (features + mirrored.flip(3)) / 2
-                code = (code + self.head(mirrored).flip(3)) / 2
+                code = (code + self.head(self._whiten(mirrored)).flip(3)) / 2
+            code = smooth_code(code, self._whiten(features), temperature=self._smooth)
         return features, code
+
+    def _whiten(self, features: Tensor) -> Tensor:
+        return features if self.whitening is None else self.whitening(features)
 
     def products(self, maps_BChw: Tensor, kind: str) -> Tensor:
         """Return what upsampling and argmax turn into a label map: (B, N, h, w).

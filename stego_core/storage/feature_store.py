@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stego_core.errors import ImageProblem, InputError
+from stego_core.errors import ImageProblem
 from stego_core.storage import fs
 
 SCHEMA = pa.schema(
@@ -68,11 +68,7 @@ def write_unit(folder_uri: str, unit: int, table: pa.Table, features: np.ndarray
 
 
 def read_views(folder_uri: str, num_units: int) -> Views:
-    """Return every usable view of a complete store.
-
-    Raises:
-        InputError: if no view is usable.
-    """
+    """Return every usable view of a complete store, which may be none."""
     tables = []
     for unit in range(num_units):
         data = fs.read_bytes(fs.join(folder_uri, f"unit-{unit:08d}.parquet"))
@@ -80,15 +76,11 @@ def read_views(folder_uri: str, num_units: int) -> Views:
     table = pa.concat_tables(tables)
     usable = table.filter(pc.equal(table["status"], ImageProblem.OK))
     failed = table.filter(pc.not_equal(table["status"], ImageProblem.OK))
-    if not usable.num_rows:
-        first = failed.slice(0, 1).to_pylist()[0]
-        reason = f"{first['status']}: {first['detail']}"
-        raise InputError(f"none of {failed.num_rows} images can be used; the first is {reason}")
     flat = usable["embedding"].combine_chunks().flatten().to_numpy()
     return Views(
         image_ids=usable["image_id"].to_numpy(),
         crops=usable["crop"].to_numpy(),
-        embeddings=flat.reshape(usable.num_rows, -1),
+        embeddings=flat.reshape(usable.num_rows, -1) if usable.num_rows else np.empty((0, 0)),
         failures=[(r["image_id"], r["status"], r["detail"]) for r in failed.to_pylist()],
     )
 

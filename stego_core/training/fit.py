@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stego_core.config.schema import TrainJob
+from stego_core.model.head import Head
 from stego_core.model.kmeans import spherical_kmeans
+from stego_core.model.smoothing import smooth_code
+from stego_core.model.whitening import principal_scaling
 from stego_core.training.loop import TrainData
 from stego_core.training.step import Trainable
+from stego_core.training.views import FeatureSource
 
 logger = logging.getLogger(__name__)
 
@@ -19,57 +24,80 @@ _TOKENS_PER_VIEW = 32
 _READ_VIEWS = 64
 
 
-def sample_tokens(data: TrainData, *, count: int, seed: int) -> Tensor:
-    """Return features at random grid positions of random views: (T, C) float32, T about `count`.
+def sample_tokens(source: FeatureSource, num_views: int, count: int, *, seed: int) -> Tensor:
+    """Return features at random cells of random views: (T, C) float32, T about `count`.
 
-    The draw depends on the seed and the views alone.
+    The draw depends on the seed and the number of views and cells alone.
     """
+    return _sample(source, num_views, count, seed, lambda maps: (maps,))[0]
+
+
+def _sample(
+    source: FeatureSource,
+    num_views: int,
+    count: int,
+    seed: int,
+    transform: Callable[[Tensor], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """Return what `transform` makes of the maps, each at the same random cells: (T, channels)."""
     generator = np.random.default_rng([seed, 2])
-    num_views = len(data.neighbors)
-    cells = data.features.read(np.zeros(1, np.int64)).flatten(2).shape[2]
+    cells = source.read(np.zeros(1, np.int64)).flatten(2).shape[2]
     chosen = min(num_views, -(-count // min(_TOKENS_PER_VIEW, cells)))
     views = np.sort(generator.choice(num_views, chosen, replace=False))
-    per_view = -(-count // chosen)
-    tokens = []
+    per_view = min(-(-count // chosen), cells)
+    parts = []
     for start in range(0, chosen, _READ_VIEWS):
-        maps = data.features.read(views[start : start + _READ_VIEWS]).flatten(2)
-        for features in maps:
-            picks = generator.choice(cells, min(per_view, cells), replace=False)
-            tokens.append(features[:, torch.from_numpy(np.sort(picks))].T)
-    return torch.cat(tokens)
+        block = views[start : start + _READ_VIEWS]
+        kinds = [maps.flatten(2).transpose(1, 2) for maps in transform(source.read(block))]
+        picks = [np.sort(generator.choice(cells, per_view, replace=False)) for _ in block]
+        rows = torch.arange(len(block))[:, None], torch.from_numpy(np.stack(picks))
+        parts.append([kind[rows].flatten(0, 1) for kind in kinds])
+    return [torch.cat(kind) for kind in zip(*parts, strict=True)]
 
 
+@torch.no_grad()
 def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     """Return the tensors of the model file.
 
-    The cluster probe is refitted by spherical k-means on codes, because the probe that SGD trains
-    from random vectors loses clusters that it never finds again; no label is looked at. The
-    baseline is the same k-means on the frozen features: what the head has to beat.
+    The cluster probe is refitted by spherical k-means on whitened, smoothed codes, because the
+    probe that SGD trains from random vectors loses clusters that it never finds again; no label is
+    looked at. The whitening is folded into the head's last layers, and into the linear probe, which
+    gives the same scores as before. The baseline is the same k-means on the frozen features: what
+    the head has to beat.
     """
-    features = sample_tokens(data, count=job.clusters.sample, seed=job.seed)
-    with torch.no_grad():
-        codes = torch.cat([_code(model, part) for part in torch.split(features, 8192)])
-    clusters = model.cluster_probe.clusters.detach()
+    device = next(model.head.parameters()).device
+
+    def transform(features: Tensor) -> tuple[Tensor, ...]:
+        seen = model.whiten(features.to(device))
+        code = model.head(seen)
+        smooth = smooth_code(code, seen, temperature=job.head.smooth)
+        return features, code.cpu(), smooth.cpu()
+
+    num_views, restarts = len(data.neighbors), job.clusters.restarts
+    features, codes, smoothed = _sample(
+        data.features, num_views, job.clusters.sample, job.seed, transform
+    )
+    head = Head(model.head.width, job.head)
+    head.load_state_dict({key: value.cpu() for key, value in model.head.state_dict().items()})
+    clusters: Tensor = model.cluster_probe.clusters
+    mean, projection = torch.zeros(head.dim), torch.eye(head.dim)
     if job.clusters.refit == "kmeans":
-        result = spherical_kmeans(
-            codes, job.clusters.count, seed=job.seed, restarts=job.clusters.restarts
-        )
+        mean, components = principal_scaling(codes, head.dim)
+        projection[: len(components)] = components  # fewer codes than channels: the rest stays
+        head.project_code(mean, projection)
+        points = (smoothed - mean) @ projection.T
+        result = spherical_kmeans(points, job.clusters.count, seed=job.seed, restarts=restarts)
         clusters = result.centroids
         logger.info("clusters: mean cosine %.4f", result.objective)
-    baseline = spherical_kmeans(
-        features, job.clusters.count, seed=job.seed, restarts=job.clusters.restarts
-    )
-    tensors = {f"head.{key}": value for key, value in model.head.state_dict().items()}
+    baseline = spherical_kmeans(features, job.clusters.count, seed=job.seed, restarts=restarts)
+    tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
     tensors |= {"clusters": clusters, "baseline": baseline.centroids}
+    if model.whitening is not None:
+        tensors |= {f"whitening.{k}": v for k, v in model.whitening.state_dict().items()}
     if model.linear_probe is not None:
         classifier = model.linear_probe.classifier
         assert classifier.bias is not None  # noqa: S101 - the probe is built with one
-        tensors |= {"linear.weight": classifier.weight.flatten(1), "linear.bias": classifier.bias}
-    return {key: value.detach().cpu() for key, value in tensors.items()}
-
-
-def _code(model: Trainable, features_TC: Tensor) -> Tensor:
-    """Return the code of single tokens, (T, K): the head's convolutions are 1x1."""
-    device = next(model.head.parameters()).device
-    code: Tensor = model.head(features_TC.T[None, :, None, :].to(device))
-    return code[0, :, 0].T.cpu()
+        weight = classifier.weight.flatten(1).cpu()
+        tensors["linear.weight"] = weight @ torch.linalg.pinv(projection)
+        tensors["linear.bias"] = classifier.bias.cpu() + weight @ mean
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stego_core.config.schema import TrainJob
+from stego_core.model.whitening import Whitening
 from stego_core.training.sampler import StepDraws, draw_step
 from stego_core.training.state import Optimizers, load_state, save_state
 from stego_core.training.step import StepBatch, Trainable
@@ -51,11 +52,12 @@ class TrainData:
     Attributes:
         features: of the views.
         neighbors: (V, N) views, -1 where there are fewer.
-        channels: C of the features.
+        channels: C of the features, after whitening if there is one.
         labels: for the linear probe, or None.
         num_classes: of the labels; 0 without.
         side: of a view in pixels.
         shifts: calibrated shifts; empty takes those of the configuration.
+        whitening: of the features, or None.
     """
 
     features: FeatureSource
@@ -65,6 +67,7 @@ class TrainData:
     num_classes: int
     side: int
     shifts: dict[str, float]
+    whitening: Whitening | None = None
 
 
 def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str) -> Trainable:
@@ -74,7 +77,11 @@ def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str)
     with exactly the batches that would have followed.
     """
     model = Trainable(
-        job, channels=data.channels, num_classes=data.num_classes, shifts=data.shifts
+        job,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        shifts=data.shifts,
+        whitening=data.whitening,
     ).to(device)
     optimizers = Optimizers(model, job.train)
     first = 0

@@ -21,6 +21,7 @@ from stego_core.loss.correspondence import (
 from stego_core.loss.points import locate, sample_rows
 from stego_core.model.head import Head
 from stego_core.model.probes import ClusterProbe, LinearProbe
+from stego_core.model.whitening import Whitening
 from stego_core.training.sampler import StepDraws
 
 
@@ -83,23 +84,40 @@ class Trainable(nn.Module):
 
     Args:
         job: the configuration.
-        channels: C of the features.
+        channels: C of the features, after whitening if there is one.
         num_classes: of the labels; 0 builds no linear probe.
         shifts: the shift of each kind of pair.
+        whitening: of the features, part of the state but not trained; None leaves them as they are.
     """
 
     def __init__(
-        self, job: TrainJob, *, channels: int, num_classes: int, shifts: dict[str, float]
+        self,
+        job: TrainJob,
+        *,
+        channels: int,
+        num_classes: int,
+        shifts: dict[str, float],
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
+        self.whitening = whitening
         # Its own generator state, so that what ran before can't change the initial weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             self.head = Head(channels, job.head)
+            if whitening is not None:
+                self.head.start_as_identity()
             self.cluster_probe = ClusterProbe(job.head.dim, job.clusters.count)
             self.linear_probe = LinearProbe(job.head.dim, num_classes) if num_classes else None
         self._loss = job.loss
         self._shifts = shifts
+
+    def whiten(self, features_BChw: Tensor) -> Tensor:
+        """Return the features that teacher and head see."""
+        if self.whitening is None:
+            return features_BChw
+        whitened: Tensor = self.whitening(features_BChw)
+        return whitened
 
     def forward(self, batch: StepBatch) -> dict[str, Tensor]:
         """Return the losses of this worker's rows, and what is worth logging.
@@ -110,17 +128,18 @@ class Trainable(nn.Module):
         """
         draws, rows = batch.draws, batch.rows
         keep = draws.keep[:, :, rows].to(batch.anchor)
-        code = self.head(batch.anchor, (keep[0, 0], keep[0, 1]))
-        code_knn = self.head(batch.neighbor, (keep[1, 0], keep[1, 1]))
-        teacher, teacher_knn = batch.anchor * keep[0, 2], batch.neighbor * keep[1, 2]
+        anchor, neighbor = self.whiten(batch.anchor), self.whiten(batch.neighbor)
+        code = self.head(anchor, (keep[0, 0], keep[0, 1]))
+        code_knn = self.head(neighbor, (keep[1, 0], keep[1, 1]))
+        teacher, teacher_knn = anchor * keep[0, 2], neighbor * keep[1, 2]
         grid = batch.anchor.shape[2:]
         points = locate(draws.coords_anchor[rows].to(batch.anchor), *grid)
         others = locate(draws.coords_other[rows].to(batch.anchor), *grid)
         f1, c1 = sample_rows(teacher, points), sample_rows(code, points)
         out: dict[str, Tensor] = {}
-        out["self"] = self._pair("self", f1, f1, c1, c1, out)
+        out["self"], out["cd/self"] = self._pair("self", f1, f1, c1, c1)
         f2, c2 = sample_rows(teacher_knn, others), sample_rows(code_knn, others)
-        out["knn"] = self._pair("knn", f1, f2, c1, c2, out)
+        out["knn"], out["cd/knn"] = self._pair("knn", f1, f2, c1, c2)
         all_features, all_codes = gather_rows(teacher), gather_rows(code)
         partners = draws.partners[:, rows].to(all_codes.device)
         random = [
@@ -130,11 +149,12 @@ class Trainable(nn.Module):
                 sample_rows(all_features, others, which),
                 c1,
                 sample_rows(all_codes, others, which),
-                out,
             )
             for which in partners
         ]
-        out["random"] = torch.stack(random).mean()
+        out["random"], out["cd/random"] = (
+            torch.stack(values).mean() for values in zip(*random, strict=True)
+        )
         out["cluster"] = self.cluster_probe.loss(code)
         out["total"] = out["cluster"] + sum(
             getattr(self._loss, kind).weight * out[kind] for kind in ("self", "knn", "random")
@@ -148,12 +168,11 @@ class Trainable(nn.Module):
         return out
 
     def _pair(
-        self, kind: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, out: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the mean loss of one kind of pair (spec 3.2) and log its code correspondence."""
+        self, kind: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of one kind of pair (spec 3.2) and its mean code correspondence."""
         config = self._loss
         pair: PairConfig = getattr(config, kind)
-        out[f"cd/{kind}"] = correspondence_mean(c1.detach(), c2.detach())
         loss = correspondence_loss(
             f1,
             f2,
@@ -165,4 +184,4 @@ class Trainable(nn.Module):
             stabilize=config.stabilize,
             global_mean=mean_over_workers(correspondence_mean(f1, f2)),
         )
-        return loss.mean()
+        return loss.mean(), correspondence_mean(c1.detach(), c2.detach())

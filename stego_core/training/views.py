@@ -15,6 +15,7 @@ from stego_core.errors import InputError
 from stego_core.images.decode import ImageFailure, decode_image, decode_label
 from stego_core.images.geometry import resize_image, resize_labels, view_boxes
 from stego_core.model.backbone import Backbone
+from stego_core.model.whitening import Whitening
 from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views
 
@@ -38,6 +39,19 @@ class FromStore:
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, C, h, w) float32."""
         return torch.from_numpy(self._store.read(views)).permute(0, 3, 1, 2)
+
+
+class Whitened:
+    """Features of another source as teacher and head see them."""
+
+    def __init__(self, source: FeatureSource, whitening: Whitening) -> None:
+        self._source, self._whitening = source, whitening
+
+    def read(self, views: np.ndarray) -> Tensor:
+        """Return (B, D, h, w) float32 unit vectors."""
+        with torch.no_grad():
+            whitened: Tensor = self._whitening(self._source.read(views))
+        return whitened
 
 
 class FromBackbone:

@@ -176,6 +176,16 @@ def test_mining_leaves_out_what_can_not_be_used_and_says_why(
     assert set(table["image_id"].to_pylist()).isdisjoint(row["image_id"] for row in quarantine)
 
 
+def test_mining_nothing_usable_ends_with_code_3_after_the_reasons_are_written(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = write_bad_pictures(tmp_path / "bad")
+    job = ["mine_neighbors.py", "--data.root", str(folder), *TINY, "--out", str(tmp_path / "out")]
+    assert "none of 6 images" in one_error(cluster.run(*job, check=3))
+    quarantine = pq.read_table(tmp_path / "out" / "quarantine.parquet")
+    assert Counter(quarantine["reason"].to_pylist()) == Counter(REASONS.values())
+
+
 def one_error(job: subprocess.CompletedProcess) -> str:
     """Return the one line of error; there may be lines of progress before it."""
     assert "Traceback" not in job.stderr, job.stderr
@@ -269,6 +279,19 @@ def test_a_model_that_is_none_or_is_damaged_is_refused(
     (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
     (line,) = lines(cluster, tmp_path / "out", job, *source)
     assert str(tmp_path / "model") in line
+
+
+@pytest.mark.parametrize("job", ["mine_neighbors.py", "train.py", "segment_bucket.py"])
+def test_an_output_that_is_no_folder_is_one_line_and_exit_code_2(
+    job: str, cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    pictures = draw_pictures(tmp_path / "pictures", 2)
+    (tmp_path / "file").write_text("x")
+    flags = ["--input", str(pictures), "--model", str(model)]
+    if job != "segment_bucket.py":
+        flags = ["--data.root", str(pictures), *TINY]
+    done = cluster.run(job, *flags, "--out", str(tmp_path / "file" / "out"), check=2)
+    assert "--out" in one_error(done)
 
 
 def test_a_crf_without_its_library_is_refused_before_any_work(

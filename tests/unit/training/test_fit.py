@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from factories import FakeFeatures, ring_neighbors, train_data, train_job
 
+from stego_core.model.head import Head
+from stego_core.model.smoothing import smooth_code
 from stego_core.training.fit import fit, sample_tokens
 from stego_core.training.step import Trainable
 
@@ -22,13 +24,23 @@ def field(num_views=12, noise=0.05):
 
 
 def data_of(maps, **changes):
+    neighbors = ring_neighbors(len(maps))
     return train_data(
-        len(maps), features=FakeFeatures(maps), neighbors=ring_neighbors(len(maps)), **changes
+        len(maps), **{"features": FakeFeatures(maps), "neighbors": neighbors, **changes}
     )
 
 
 def model_of(job, num_classes=0):
     return Trainable(job, channels=8, num_classes=num_classes, shifts={}).eval()
+
+
+def code_of(job, tensors, features):
+    """The code that the head of a model file computes."""
+    head = Head(8, job.head)
+    prefix = "head."
+    head.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    with torch.no_grad():
+        return head(features)
 
 
 def agree(labels, truth):
@@ -43,14 +55,35 @@ def test_the_clusters_of_codes_and_of_features_are_the_planted_ones():
     model = model_of(job)
     tensors = fit(job, model, data_of(maps))
     features = torch.from_numpy(maps).float()
-    with torch.no_grad():
-        code = model.head(features)
+    code = smooth_code(code_of(job, tensors, features), features, temperature=job.head.smooth)
     by_feature = torch.einsum("bchw,nc->bnhw", features, tensors["baseline"]).argmax(1)
     by_code = torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), tensors["clusters"]).argmax(1)
     assert agree(by_feature.numpy(), owner)
     assert agree(by_code.numpy(), owner)
     cosines = (tensors["baseline"].numpy() @ DIRECTIONS.T).max(1)
     assert (cosines > 0.99).all()
+
+
+def test_the_codes_of_the_fitted_head_are_white_and_its_linear_probe_scores_as_before():
+    maps, _ = field(60, noise=0.4)
+    features = torch.from_numpy(maps).float()
+    job = train_job(clusters={"sample": 10**6})
+    model = model_of(job, num_classes=4)
+    tensors = fit(job, model, data_of(maps))
+    code = code_of(job, tensors, features).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(code.mean(1), torch.zeros(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.cov(code, correction=0), torch.eye(6), atol=5e-3, rtol=0)
+    with torch.no_grad():
+        expected = model.linear_probe.classifier(model.head(features))
+    weight, bias = tensors["linear.weight"], tensors["linear.bias"]
+    found = (weight @ code + bias[:, None]).unflatten(1, (60, 5, 4)).transpose(0, 1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_fewer_tokens_than_code_channels_still_give_a_model():
+    maps = field(1)[0][:, :, :2, :2]
+    tensors = fit(train_job(), model_of(train_job(), 2), data_of(maps, neighbors=np.array([[-1]])))
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
 def test_without_refitting_the_clusters_are_those_of_the_probe():
@@ -84,7 +117,7 @@ def test_fitting_twice_gives_the_same_tensors():
 def test_tokens_are_cells_of_the_maps_and_none_is_drawn_twice():
     # Every cell holds its own number.
     maps = np.arange(12 * 20, dtype=np.float64).reshape(12, 1, 5, 4) + 1
-    tokens = sample_tokens(data_of(maps), count=100, seed=0)[:, 0].tolist()
+    tokens = sample_tokens(FakeFeatures(maps), 12, 100, seed=0)[:, 0].tolist()
     assert 100 <= len(tokens) <= 120
     assert len(set(tokens)) == len(tokens)
     assert set(tokens) <= set(range(1, 241))
@@ -92,8 +125,8 @@ def test_tokens_are_cells_of_the_maps_and_none_is_drawn_twice():
 
 def test_the_drawn_tokens_depend_on_the_seed_alone_and_stop_at_all_cells():
     maps = np.arange(12 * 20, dtype=np.float64).reshape(12, 1, 5, 4)
-    first = sample_tokens(data_of(maps), count=60, seed=0)
-    assert torch.equal(first, sample_tokens(data_of(maps), count=60, seed=0))
-    assert not torch.equal(first, sample_tokens(data_of(maps), count=60, seed=1))
-    everything = sample_tokens(data_of(maps), count=10**6, seed=0)
+    first = sample_tokens(FakeFeatures(maps), 12, 60, seed=0)
+    assert torch.equal(first, sample_tokens(FakeFeatures(maps), 12, 60, seed=0))
+    assert not torch.equal(first, sample_tokens(FakeFeatures(maps), 12, 60, seed=1))
+    everything = sample_tokens(FakeFeatures(maps), 12, 10**6, seed=0)
     assert sorted(everything[:, 0].tolist()) == list(range(240))

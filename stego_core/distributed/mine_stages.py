@@ -1,0 +1,90 @@
+"""The stages of mining that run on workers: the backbone, and the receipt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+
+from stego_core.config.schema import MineJob
+from stego_core.distributed.units import map_threads, receipt_table
+from stego_core.errors import ImageProblem
+from stego_core.model.backbone import load_backbone
+from stego_core.storage import feature_store
+
+_BATCH = 8  # views of one forward pass
+
+
+class EmbedWorker:
+    """The actor's part: pixels of views to patch features and embeddings, written at once.
+
+    Args:
+        job: the settings.
+        device: of torch.
+        threads: batches computed at a time.
+        store_uri: folder of the feature store.
+        is_stored: whether patch features are kept, or embeddings only.
+    """
+
+    def __init__(
+        self, *, job: MineJob, device: str, threads: int, store_uri: str, is_stored: bool
+    ) -> None:
+        self._backbone = load_backbone(job.backbone, device=device)
+        self._threads, self._store_uri, self._is_stored = threads, store_uri, is_stored
+
+    def __call__(self, unit: int, table: pa.Table) -> pa.Table:
+        """Write the unit's features and views; return the status of each image."""
+        usable = [row for row, data in enumerate(table["pixels"].to_pylist()) if data is not None]
+        ids: list[int] = []
+        crops: list[int] = []
+        views: list[np.ndarray] = []
+        image_ids = table["image_id"].to_pylist()
+        for row in usable:
+            shape = (-1, table["pixel_height"][row].as_py(), table["pixel_width"][row].as_py(), 3)
+            pixels = np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(shape)
+            views.extend(pixels)
+            ids += [image_ids[row]] * len(pixels)
+            crops += list(range(len(pixels)))
+        batches = [np.stack(views[i : i + _BATCH]) for i in range(0, len(views), _BATCH)]
+        features = map_threads(self._features, batches, self._threads)
+        self._write(unit, table, features, ids, crops)
+        return table.select(["image_id", "status"])
+
+    def _features(self, pixels: np.ndarray) -> torch.Tensor:
+        maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
+        return maps.cpu()
+
+    def _write(
+        self,
+        unit: int,
+        table: pa.Table,
+        features: list[torch.Tensor],
+        ids: list[int],
+        crops: list[int],
+    ) -> None:
+        rows: list[dict[str, Any]] = []
+        stored = None
+        if features:
+            maps = torch.cat(features)
+            embeddings = F.normalize(maps.mean((2, 3)), dim=1).numpy()
+            ok = ImageProblem.OK.value
+            rows = [
+                {"image_id": image_id, "crop": crop, "status": ok, "embedding": embedding}
+                for image_id, crop, embedding in zip(ids, crops, embeddings, strict=True)
+            ]
+            if self._is_stored:
+                stored = maps.permute(0, 2, 3, 1).numpy()
+        for row in table.select(["image_id", "status", "detail"]).to_pylist():
+            if row["status"] != ImageProblem.OK:
+                rows.append(row | {"crop": 0})
+        table = pa.Table.from_pylist(rows, feature_store.SCHEMA)
+        feature_store.write_unit(self._store_uri, unit, table, stored)
+
+
+def count_unit(unit: int, table: pa.Table) -> pa.Table:
+    """Return the receipt of a unit: how many images have which status."""
+    return receipt_table(unit=unit, statuses=Counter(table["status"].to_pylist()))

@@ -1,0 +1,76 @@
+"""Whitening: equal weight for every direction that features vary in, and what follows from it.
+
+A few directions hold most of the variance of self-supervised features, and they are not those that
+tell classes apart: cosines, and so correspondences and k-means, hardly see the rest. ADR 0013 has
+the measurements.
+
+Letters in names: T tokens, C feature channels, D whitened channels, B images, h w grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stego_core.errors import ShapeError
+
+# Variance below this share of the largest counts as this share: rounding is not a direction.
+_SMALLEST_SHARE = 1e-6
+_SMALLEST_VARIANCE = 1e-12  # where all tokens are the same
+
+
+class Whitening(nn.Module):
+    """Project directions of features on their principal components, each scaled to variance 1.
+
+    Args:
+        mean: (C,) mean of the unit tokens.
+        projection: (D, C) rows are components divided by their standard deviation.
+
+    Raises:
+        ShapeError: if the two disagree in C.
+    """
+
+    def __init__(self, mean: Tensor, projection: Tensor) -> None:
+        super().__init__()
+        if mean.ndim != 1 or projection.ndim != 2 or projection.shape[1] != len(mean):
+            raise ShapeError(
+                f"mean {tuple(mean.shape)} and projection {tuple(projection.shape)}: give (C,) "
+                "and (D, C)"
+            )
+        self.register_buffer("mean", mean)
+        self.register_buffer("projection", projection)
+
+    @property
+    def width(self) -> int:
+        """Return D."""
+        return len(self.get_buffer("projection"))
+
+    def forward(self, features_BChw: Tensor) -> Tensor:
+        """Return whitened unit vectors, (B, D, h, w)."""
+        centred = F.normalize(features_BChw, dim=1) - self.get_buffer("mean").view(1, -1, 1, 1)
+        projection = self.get_buffer("projection")
+        return F.normalize(F.conv2d(centred, projection[:, :, None, None]), dim=1)
+
+
+def principal_scaling(tokens_TC: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return mean (C,) and the `count` widest principal components over their deviation (D, C).
+
+    D is at most T and C. The arithmetic is float64 and the sign of a component is fixed by its
+    largest entry, so that the result follows from the tokens alone.
+    """
+    tokens = tokens_TC.double()
+    mean = tokens.mean(0)
+    centred = tokens - mean
+    variances, components = torch.linalg.eigh(centred.T @ centred / len(tokens))
+    keep = min(count, len(tokens), tokens.shape[1])
+    variances, components = variances.flip(0)[:keep], components.flip(1)[:, :keep].T
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+    smallest = (_SMALLEST_SHARE * variances[0]).clamp_min(_SMALLEST_VARIANCE)
+    scale = torch.sign(largest) / variances.clamp_min(smallest).sqrt()[:, None]
+    return mean.float(), (components * scale).float()
+
+
+def fit_whitening(tokens_TC: Tensor, dim: int) -> Whitening:
+    """Return the whitening of a sample of tokens with at most `dim` components."""
+    return Whitening(*principal_scaling(F.normalize(tokens_TC, dim=1), dim))
