@@ -1,9 +1,10 @@
 """Images per second of segment_bucket beside those of the bare backbone, in one run.
 
 Baseline: the same backbone, precision, threads and batches on tensors that were decoded and resized
-beforehand, nothing else. Both are measured several times in turn on the same images; the job's rate
-is that of its streaming stage (`segment/done` in events.jsonl), and the whole process is given too,
-start of Ray included.
+beforehand, nothing else. Both are measured several times in turn on the same images. Three rates of
+the job are given (`segment/done` in events.jsonl): steady, after the first unit is done; of the
+streaming stage, whose first unit waits for actors to start; of the whole process, start of Ray
+included.
 
     python benchmarks/segment_throughput.py --images FOLDER --model RUN [--repeats 3]
 """
@@ -62,8 +63,8 @@ def backbone_rate(segmenter: Segmenter, batches: list[torch.Tensor]) -> float:
     return sum(len(b) for b in batches) / (time.perf_counter() - started_s)
 
 
-def job_rates(images: str, model: str, limit: int, folder: str) -> tuple[float, float]:
-    """Return images per second of the job's streaming stage and of the whole process."""
+def job_rates(images: str, model: str, limit: int, folder: str) -> dict[str, float]:
+    """Return images per second of the job: steady, of its streaming stage, of the process."""
     command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py"), "--input", images]
     command += ["--model", model, "--out", folder, "--limit", str(limit)]
     started_s = time.perf_counter()
@@ -71,7 +72,11 @@ def job_rates(images: str, model: str, limit: int, folder: str) -> tuple[float, 
     whole_s = time.perf_counter() - started_s
     events = [json.loads(x) for x in Path(folder, "events.jsonl").read_text().splitlines()]
     (done,) = [event for event in events if event["event"] == "segment/done"]
-    return done["images_per_s"], done["images"] / whole_s
+    return {
+        "steady": done["steady_images_per_s"],
+        "stage": done["images_per_s"],
+        "process": done["images"] / whole_s,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -100,13 +105,12 @@ def main() -> None:
     segmenter = load_segmenter(arguments.model)
     batches = prepared_batches(arguments.images, arguments.limit, segmenter)
     backbone_rate(segmenter, batches[:2])  # warm
-    bare, stage, whole = [], [], []
+    bare: list[float] = []
+    jobs: list[dict[str, float]] = []
     for _ in range(arguments.repeats):
         bare.append(backbone_rate(segmenter, batches))
         with tempfile.TemporaryDirectory() as folder:
-            rates = job_rates(arguments.images, arguments.model, arguments.limit, folder)
-        stage.append(rates[0])
-        whole.append(rates[1])
+            jobs.append(job_rates(arguments.images, arguments.model, arguments.limit, folder))
     result = {
         "images": sum(len(batch) for batch in batches),
         "resolution": PredictConfig().resolution,
@@ -114,12 +118,11 @@ def main() -> None:
         "repeats": arguments.repeats,
         "images_per_s": {
             "bare_backbone": statistics.median(bare),
-            "segment_stage": statistics.median(stage),
-            "segment_process": statistics.median(whole),
+            **{kind: statistics.median(rates[kind] for rates in jobs) for kind in jobs[0]},
         },
-        "ratio": {
-            "stage_to_bare": statistics.median(s / b for s, b in zip(stage, bare, strict=True)),
-            "process_to_bare": statistics.median(w / b for w, b in zip(whole, bare, strict=True)),
+        "ratio_to_bare": {
+            kind: statistics.median(r[kind] / b for r, b in zip(jobs, bare, strict=True))
+            for kind in jobs[0]
         },
         "machine": machine(),
     }

@@ -85,11 +85,13 @@ def connect(*, debug: bool = False) -> Iterator[None]:
     }
     address = find_cluster()
     if address is None:
-        ray.init("local", include_dashboard=False, **options)
+        with _without_native_notes(enabled=not debug):
+            ray.init("local", include_dashboard=False, **options)
         logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
     else:
         try:
-            ray.init(address, **options)
+            with _without_native_notes(enabled=not debug):
+                ray.init(address, **options)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(f"no Ray at {address}: {error}") from error
         nodes = sum(node["Alive"] for node in ray.nodes())
@@ -98,6 +100,27 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_native_notes(*, enabled: bool) -> Iterator[None]:
+    """Drop what Ray's C++ side writes to stderr as it starts: a note on its own log level.
+
+    It writes past Python, so the descriptor itself is turned away. What goes wrong here is raised.
+    """
+    if not enabled:
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def find_cluster() -> str | None:

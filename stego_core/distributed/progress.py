@@ -27,6 +27,7 @@ class Progress:
         self._run, self._stage, self._total = run, stage, total
         self._before = self._done = done
         self._ok = 0
+        self._first: tuple[float, int] | None = None  # when the first unit was done, and its images
         self._started_s = time.monotonic()
         self._line_s = self._status_s = self._started_s
 
@@ -35,6 +36,8 @@ class Progress:
         self._done += sum(statuses.values())
         self._ok += statuses.get(ImageProblem.OK, 0)
         now_s = time.monotonic()
+        if self._first is None:
+            self._first = (now_s, self._done - self._before)
         if now_s - self._status_s > _STATUS_EVERY_S:
             self._status_s = now_s
             self._run.count(total=self._total, done=self._done)
@@ -43,20 +46,24 @@ class Progress:
             self._line_s = now_s
             self._line(now_s)
 
-    def finish(self) -> float:
-        """Record the stage's throughput; return images per second of this run."""
+    def finish(self) -> None:
+        """Record the stage's throughput: over all its time, and after its first unit was done.
+
+        The first unit waits for actors to start and load the model.
+        """
         new = self._done - self._before
         elapsed_s = time.monotonic() - self._started_s
-        rate = new / max(elapsed_s, 1e-9)
+        first_s, first = self._first or (self._started_s, 0)
+        steady = (new - first) / max(self._started_s + elapsed_s - first_s, 1e-9)
         self._run.count(total=self._total, done=self._done)
         self._run.event(
             f"{self._stage}/done",
             images=self._done,
             new=new,
             elapsed_s=round(elapsed_s, 3),
-            images_per_s=round(rate, 3),
+            images_per_s=round(new / max(elapsed_s, 1e-9), 3),
+            steady_images_per_s=round(steady, 3),
         )
-        return rate
 
     def _line(self, now_s: float) -> None:
         new = self._done - self._before
