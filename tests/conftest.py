@@ -1,4 +1,4 @@
-"""What all tests share: the import path of `reference/` and caps on threads."""
+"""What all tests share: import paths, caps on threads, and the one cluster of `ray_cluster`."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+# Here and nowhere else: a fixture that two folders import is two fixtures, and two clusters.
+from ray_cluster import cluster, data, model  # noqa: E402 - found by the path above
+
+__all__ = ["cluster", "data", "model"]

@@ -101,6 +101,9 @@ def ray_head(
 ) -> Iterator[str]:
     """Run `ray start --head` in `folder`; give its address; end it and all below it."""
     port = 20000 + free_ports(1)[0] % 10000
+    # Their fixed defaults may belong to another Ray of this machine.
+    agent, client = free_ports(2)
+    flags += (f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}")
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     command += [f"--port={port}", "--node-ip-address=127.0.0.1", *flags]
     path = folder / log_name

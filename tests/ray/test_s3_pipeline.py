@@ -125,9 +125,7 @@ def s3_cluster(store: Store, cluster: Cluster) -> Iterator[Cluster]:
     """A cluster that was started with the credentials; the job's environment has all."""
     env = {name: value for name, value in cluster.env.items() if name != "RAY_ADDRESS"}
     env |= store.credentials
-    client, agent = free_ports(2)
-    flags = ["--num-cpus=2", "--include-dashboard=false", f"--ray-client-server-port={client}"]
-    flags += [f"--dashboard-agent-listen-port={agent}"]
+    flags = ["--num-cpus=2", "--include-dashboard=false"]
     with ray_head(cluster.folder, "ray-s3.log", env, *flags) as address:
         yield Cluster(address, "", cluster.folder, env | store.where | {"RAY_ADDRESS": address})
 
