@@ -1,7 +1,8 @@
 """Images per second of segment_bucket beside those of the bare backbone, in one run.
 
 Baseline: the same backbone, precision, threads and batches on tensors that were decoded and resized
-beforehand, nothing else. Both are measured several times in turn on the same images. Three rates of
+beforehand, nothing else; the threads share each batch, or take a batch each as the job does,
+whichever is faster. Both are measured several times in turn on the same images. Three rates of
 the job are given (`segment/done` in events.jsonl): steady, after the first unit is done; of the
 streaming stage, whose first unit waits for actors to start; of the whole process, start of Ray
 included.
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,17 @@ def prepared_batches(images: str, limit: int, segmenter: Segmenter) -> list[torc
     ]
 
 
-def backbone_rate(segmenter: Segmenter, batches: list[torch.Tensor]) -> float:
-    """Return images per second of the backbone alone."""
-    started_s = time.perf_counter()
-    with torch.inference_mode():
-        for batch in batches:
+def backbone_rate(segmenter: Segmenter, batches: list[torch.Tensor], *, at_a_time: int) -> float:
+    """Return images per second of the backbone alone, with `at_a_time` batches at once."""
+    torch.set_num_threads((os.cpu_count() or 1) // at_a_time)
+
+    def compute(batch: torch.Tensor) -> None:
+        with torch.inference_mode():
             segmenter.backbone(segmenter.backbone.prepare(batch))
+
+    started_s = time.perf_counter()
+    with ThreadPoolExecutor(at_a_time) as pool:
+        list(pool.map(compute, batches))
     return sum(len(b) for b in batches) / (time.perf_counter() - started_s)
 
 
@@ -101,16 +108,17 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=99)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     segmenter = load_segmenter(arguments.model)
     batches = prepared_batches(arguments.images, arguments.limit, segmenter)
-    backbone_rate(segmenter, batches[:2])  # warm
-    bare: list[float] = []
+    backbone_rate(segmenter, batches[:2], at_a_time=1)  # warm
+    layouts: list[list[float]] = []
     jobs: list[dict[str, float]] = []
     for _ in range(arguments.repeats):
-        bare.append(backbone_rate(segmenter, batches))
+        rates = [backbone_rate(segmenter, batches, at_a_time=n) for n in (1, os.cpu_count() or 1)]
+        layouts.append(rates)
         with tempfile.TemporaryDirectory() as folder:
             jobs.append(job_rates(arguments.images, arguments.model, arguments.limit, folder))
+    bare = [max(rates) for rates in layouts]
     result = {
         "images": sum(len(batch) for batch in batches),
         "resolution": PredictConfig().resolution,
@@ -118,6 +126,8 @@ def main() -> None:
         "repeats": arguments.repeats,
         "images_per_s": {
             "bare_backbone": statistics.median(bare),
+            "bare_threads_share_batches": statistics.median(rates[0] for rates in layouts),
+            "bare_batch_per_thread": statistics.median(rates[1] for rates in layouts),
             **{kind: statistics.median(rates[kind] for rates in jobs) for kind in jobs[0]},
         },
         "ratio_to_bare": {
