@@ -45,7 +45,7 @@ layers: $(SETUP) ## who may import whom
 
 check: lint types layers test ## all that CI runs
 
-bench: $(SETUP) ## throughput beside the bare backbone; writes benchmarks/results
+bench: demo ## throughput beside the bare backbone; writes benchmarks/results
 	$(BIN)/python benchmarks/segment_throughput.py
 
 clean: ## delete .venv and runs/
