@@ -2,10 +2,9 @@
 
 Baseline: the same backbone, precision, threads and batches on tensors that were decoded and resized
 beforehand, nothing else; the threads share each batch, or take a batch each as the job does,
-whichever is faster. Both are measured several times in turn on the same images. Three rates of
-the job are given (`segment/done` in events.jsonl): steady, after the first unit is done; of the
-streaming stage, whose first unit waits for actors to start; of the whole process, start of Ray
-included.
+whichever is faster. Both are measured several times in turn on the same images. Two rates of
+the job are given: of its streaming stage (`segment/done` in events.jsonl), whose first unit
+waits for actors to start, and of the whole process, start of Ray included.
 
     python benchmarks/segment_throughput.py --images FOLDER --model RUN [--repeats 3]
 """
@@ -71,7 +70,7 @@ def backbone_rate(segmenter: Segmenter, batches: list[torch.Tensor], *, at_a_tim
 
 
 def job_rates(images: str, model: str, limit: int, folder: str) -> dict[str, float]:
-    """Return images per second of the job: steady, of its streaming stage, of the process."""
+    """Return images per second of the job: of its streaming stage, and of the process."""
     command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py"), "--input", images]
     command += ["--model", model, "--out", folder, "--limit", str(limit)]
     started_s = time.perf_counter()
@@ -80,7 +79,6 @@ def job_rates(images: str, model: str, limit: int, folder: str) -> dict[str, flo
     events = [json.loads(x) for x in Path(folder, "events.jsonl").read_text().splitlines()]
     (done,) = [event for event in events if event["event"] == "segment/done"]
     return {
-        "steady": done["steady_images_per_s"],
         "stage": done["images_per_s"],
         "process": done["images"] / whole_s,
     }

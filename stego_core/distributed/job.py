@@ -20,8 +20,8 @@ from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 RANDOM_WEIGHTS = "random"
-# What the driver meets when it writes where it may not, or where nothing fits any more.
-_NOT_WRITABLE = {
+# What the driver meets where it may not read or write, or where nothing fits any more.
+_NOT_ALLOWED = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -89,8 +89,8 @@ def _absolute(value: str) -> str:
 
 
 def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, debug: bool) -> int:
-    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
-        error = ConfigError(f"{error}: give an --out that can be written and has room")
+    if isinstance(error, OSError) and error.errno in _NOT_ALLOWED:
+        error = ConfigError(f"{error}: allow access, free space there, or give another path")
     known = isinstance(error, StegoError)
     code = error.exit_code if isinstance(error, StegoError) else EXIT_BUG
     text = str(error) if known else f"unexpected {type(error).__name__}: {error}"

@@ -27,7 +27,6 @@ class Progress:
         self._run, self._stage, self._total = run, stage, total
         self._before = self._done = done
         self._ok = 0
-        self._first: tuple[float, int] | None = None  # when the first unit was done, and its images
         self._started_s = time.monotonic()
         self._line_s = self._status_s = self._started_s
 
@@ -36,8 +35,6 @@ class Progress:
         self._done += sum(statuses.values())
         self._ok += statuses.get(ImageProblem.OK, 0)
         now_s = time.monotonic()
-        if self._first is None:
-            self._first = (now_s, self._done - self._before)
         if now_s - self._status_s > _STATUS_EVERY_S:
             self._status_s = now_s
             self._run.count(total=self._total, done=self._done)
@@ -47,14 +44,9 @@ class Progress:
             self._line(now_s)
 
     def finish(self) -> None:
-        """Record the stage's throughput: over all its time, and after its first unit was done.
-
-        The first unit waits for actors to start and load the model.
-        """
+        """Record the stage's throughput, the start of its actors included."""
         new = self._done - self._before
         elapsed_s = time.monotonic() - self._started_s
-        first_s, first = self._first or (self._started_s, 0)
-        steady = (new - first) / max(self._started_s + elapsed_s - first_s, 1e-9)
         self._run.count(total=self._total, done=self._done)
         self._run.event(
             f"{self._stage}/done",
@@ -62,7 +54,6 @@ class Progress:
             new=new,
             elapsed_s=round(elapsed_s, 3),
             images_per_s=round(new / max(elapsed_s, 1e-9), 3),
-            steady_images_per_s=round(steady, 3),
         )
 
     def _line(self, now_s: float) -> None:
