@@ -9,13 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stego_core.config.schema import (
-    ClustersConfig,
-    HeadConfig,
-    LossConfig,
-    TrainConfig,
-    TrainJob,
-)
+from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
+from stego_core.config.schema import TrainJob
 from stego_core.storage.feature_store import Views
 from stego_core.training.loop import TrainData
 

@@ -7,24 +7,16 @@ module imports nothing heavy; `stego_core.config.load` reads, checks and writes 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt, Le
 
-Positive = Annotated[int, Gt(0)]
-NonNegative = Annotated[int, Ge(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
+from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Strict
+from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Strict:
-    # Read by pydantic only: a misspelt key in a TOML file is an error, never ignored.
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageLimits(_Strict):
+class ImageLimits(Strict):
     """What an image may be before it is decoded; anything beyond becomes a quarantine row."""
 
     max_bytes: Positive = 256 * 2**20
@@ -38,7 +30,7 @@ class ImageLimits(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """Where the images (and, for metrics only, the labels) are."""
 
     root: str = "demo"
@@ -55,7 +47,7 @@ class DataConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig(_Strict):
+class BackboneConfig(Strict):
     """The frozen self-supervised network."""
 
     name: str = "dinov2-vits14"
@@ -73,7 +65,7 @@ class BackboneConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ViewConfig(_Strict):
+class ViewConfig(Strict):
     """What the head is trained on: square views cut from the images on the fly."""
 
     resolution: Positive = 224
@@ -86,7 +78,7 @@ class ViewConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NeighborsConfig(_Strict):
+class NeighborsConfig(Strict):
     """Mining of nearest neighbours."""
 
     stored: Positive = 30
@@ -98,7 +90,7 @@ class NeighborsConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoreConfig(_Strict):
+class StoreConfig(Strict):
     """The feature store: patch features of every training view, computed once."""
 
     max_bytes: NonNegative = 20 * 2**30
@@ -106,91 +98,7 @@ class StoreConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig(_Strict):
-    """The trained projection of features to the code."""
-
-    kind: Literal["nonlinear", "linear"] = "nonlinear"
-    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4)."""
-    dim: Positive = 64
-    """Channels of the code (the paper has 70 or more)."""
-    dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1
-    """Channel dropout of the features in training."""
-    whiten: NonNegative = 64
-    """Principal components of the features that teacher and head see, each scaled to variance 1;
-    the head starts as the identity on them. 0 leaves features as they are, as the paper does."""
-    smooth: Annotated[float, Ge(0)] = 0.1
-    """Temperature at which an image's tokens share their codes with tokens of similar features,
-    when clusters are fitted and images segmented; 0 leaves each code as it is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairConfig(_Strict):
-    """Weight and shift of one kind of pair."""
-
-    weight: Annotated[float, Ge(0)]
-    """λ of the paper."""
-    shift: float
-    """b of the paper: correspondences above it attract, below it repel. Used when
-    `loss.shifts` is `fixed`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig(_Strict):
-    """The correspondence loss (paper, section 3)."""
-
-    shifts: Literal["auto", "fixed"] = "auto"
-    """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
-    `fixed` uses the numbers given for each kind."""
-    self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.67, shift=0.08))
-    knn: PairConfig = field(default_factory=lambda: PairConfig(weight=0.25, shift=0.02))
-    random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
-    samples: Positive = 11
-    """S: S x S points are drawn from each feature map."""
-    negatives: Positive = 5
-    """Random partners drawn for each image and step."""
-    pointwise: bool = True
-    """Spatial centring of the feature correspondences (paper, Eq. 5)."""
-    zero_clamp: bool = True
-    """Clamp code correspondences at 0 (paper, section 3.2)."""
-    stabilize: bool = False
-    """Also clamp code correspondences at 0.8."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(_Strict):
-    """The optimisation."""
-
-    steps: NonNegative = 300
-    """Batches, however many workers share them."""
-    batch: Positive = 16
-    """Views of one step over all workers together."""
-    head_lr: PositiveFloat = 5e-4
-    probe_lr: PositiveFloat = 5e-3
-    checkpoint_every: Positive = 200
-    """Steps between checkpoints; a killed run continues from the newest."""
-    log_every: Positive = 20
-    """Steps between lines of events.jsonl."""
-    linear_pixels: Positive = 1024
-    """Labelled pixels drawn from each view for the linear probe, when there are labels."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClustersConfig(_Strict):
-    """The cluster probe: which code means which cluster."""
-
-    count: Positive = 27
-    """K, the number of clusters."""
-    refit: Literal["kmeans", "none"] = "kmeans"
-    """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
-    never used); `none` keeps the probe that SGD trained, as the paper does."""
-    restarts: Positive = 8
-    """k-means++ starts; the one with the highest mean cosine is kept."""
-    sample: Positive = 60_000
-    """Codes that k-means is fitted on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(_Strict):
+class PredictConfig(Strict):
     """How an image becomes a label map."""
 
     resolution: Positive = 320
@@ -206,7 +114,7 @@ class PredictConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Job(_Strict):
+class _Job(Strict):
     seed: NonNegative = 0
     workers: Positive = 1
     """Processes that train, or actors that embed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stego_core.config.schema import HeadConfig
+from stego_core.config.method import HeadConfig
 from stego_core.errors import ConfigError, ShapeError
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stego_core.config.schema import BackboneConfig, HeadConfig
+from stego_core.config.method import HeadConfig
+from stego_core.config.schema import BackboneConfig
 from stego_core.errors import CheckpointError
 from stego_core.model.backbone import Backbone, load_backbone
 from stego_core.model.checkpoint import MODEL_VERSION, find_model, load_tensors, save_tensors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from stego_core.config.schema import TrainConfig
+from stego_core.config.method import TrainConfig
 from stego_core.errors import CheckpointError
 from stego_core.model.checkpoint import load_tensors, save_tensors
 from stego_core.storage import fs

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stego_core.config.schema import PairConfig, TrainJob
+from stego_core.config.method import PairConfig
+from stego_core.config.schema import TrainJob
 from stego_core.loss.correspondence import (
     correspondence_loss,
     correspondence_mean,

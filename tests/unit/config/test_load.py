@@ -10,7 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from stego_core.config import load
-from stego_core.config.schema import EvaluateJob, MineJob, PairConfig, SegmentJob, TrainJob
+from stego_core.config.method import PairConfig
+from stego_core.config.schema import EvaluateJob, MineJob, SegmentJob, TrainJob
 
 JOBS = (MineJob, TrainJob, SegmentJob, EvaluateJob)
 by_name = pytest.mark.parametrize("job_type", JOBS, ids=lambda job_type: job_type.__name__)

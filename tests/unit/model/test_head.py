@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import stego_reference as reference
 
-from stego_core.config.schema import HeadConfig
+from stego_core.config.method import HeadConfig
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.model.head import Head, dropout_masks
 

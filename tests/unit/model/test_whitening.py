@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stego_core.config.schema import HeadConfig
+from stego_core.config.method import HeadConfig
 from stego_core.errors import ShapeError
 from stego_core.model.head import Head
 from stego_core.model.smoothing import smooth_code

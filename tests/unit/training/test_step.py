@@ -135,7 +135,7 @@ def test_the_correspondence_losses_reach_the_head_only():
 @pytest.mark.parametrize("kind", ["self", "knn", "random"])
 def test_a_pair_without_weight_does_not_train_the_head(kind):
     weights = {k: {"weight": 0.0, "shift": 0.0} for k in ("self", "knn", "random")}
-    from stego_core.config.schema import PairConfig
+    from stego_core.config.method import PairConfig
 
     weights[kind]["weight"] = 0.5
     job = train_job(loss={k: PairConfig(**v) for k, v in weights.items()})

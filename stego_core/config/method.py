@@ -1,0 +1,100 @@
+"""Settings of the method: head, loss, optimisation, clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from stego_core.config.base import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Strict,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig(Strict):
+    """The trained projection of features to the code."""
+
+    kind: Literal["nonlinear", "linear"] = "nonlinear"
+    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4)."""
+    dim: Positive = 64
+    """Channels of the code (the paper has 70 or more)."""
+    dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1
+    """Channel dropout of the features in training."""
+    whiten: NonNegative = 64
+    """Principal components of the features that teacher and head see, each scaled to variance 1;
+    the head starts as the identity on them. 0 leaves features as they are, as the paper does."""
+    smooth: NonNegativeFloat = 0.1
+    """Temperature at which an image's tokens share their codes with tokens of similar features,
+    when clusters are fitted and images segmented; 0 leaves each code as it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairConfig(Strict):
+    """Weight and shift of one kind of pair."""
+
+    weight: NonNegativeFloat
+    """λ of the paper."""
+    shift: float
+    """b of the paper: correspondences above it attract, below it repel. Used when
+    `loss.shifts` is `fixed`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig(Strict):
+    """The correspondence loss (paper, section 3)."""
+
+    shifts: Literal["auto", "fixed"] = "auto"
+    """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
+    `fixed` uses the numbers given for each kind."""
+    self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.67, shift=0.08))
+    knn: PairConfig = field(default_factory=lambda: PairConfig(weight=0.25, shift=0.02))
+    random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
+    samples: Positive = 11
+    """S: S x S points are drawn from each feature map."""
+    negatives: Positive = 5
+    """Random partners drawn for each image and step."""
+    pointwise: bool = True
+    """Spatial centring of the feature correspondences (paper, Eq. 5)."""
+    zero_clamp: bool = True
+    """Clamp code correspondences at 0 (paper, section 3.2)."""
+    stabilize: bool = False
+    """Also clamp code correspondences at 0.8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(Strict):
+    """The optimisation."""
+
+    steps: NonNegative = 300
+    """Batches, however many workers share them."""
+    batch: Positive = 16
+    """Views of one step over all workers together."""
+    head_lr: PositiveFloat = 5e-4
+    probe_lr: PositiveFloat = 5e-3
+    checkpoint_every: Positive = 200
+    """Steps between checkpoints; a killed run continues from the newest."""
+    log_every: Positive = 20
+    """Steps between lines of events.jsonl."""
+    linear_pixels: Positive = 1024
+    """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClustersConfig(Strict):
+    """The cluster probe: which code means which cluster."""
+
+    count: Positive = 27
+    """K, the number of clusters."""
+    refit: Literal["kmeans", "none"] = "kmeans"
+    """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
+    never used); `none` keeps the probe that SGD trained, as the paper does."""
+    restarts: Positive = 8
+    """k-means++ starts; the one with the highest mean cosine is kept."""
+    sample: Positive = 60_000
+    """Codes that k-means is fitted on."""
