@@ -20,8 +20,9 @@ from stego_core.config.base import (
 class HeadConfig(Strict):
     """The trained projection of features to the code."""
 
-    kind: Literal["nonlinear", "linear"] = "nonlinear"
-    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4)."""
+    kind: Literal["nonlinear", "linear", "none"] = "nonlinear"
+    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4); `none` takes the
+    features as the code, whatever `dim` says: the paper's baseline of the backbone alone."""
     dim: Positive = 64
     """Channels of the code (the paper has 70 or more)."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1
@@ -65,6 +66,20 @@ class LossConfig(Strict):
     """Clamp code correspondences at 0 (paper, section 3.2)."""
     stabilize: bool = False
     """Also clamp code correspondences at 0.8."""
+    reconstruction: NonNegativeFloat = 0.0
+    """Weight of the reconstruction loss: the features predicted linearly from the code."""
+    alignment: NonNegativeFloat = 0.0
+    """Weight of the alignment loss: a view and its augmented copy should have the same code where
+    they show the same place. Runs the backbone in every step."""
+    crf: NonNegativeFloat = 0.0
+    """Weight of the CRF loss: near pixels of like colour should have like codes. Reads the images
+    in every step."""
+    salience: bool = False
+    """Draw nine in ten points from labelled pixels (the original's `use_salience`). A study: the
+    points then depend on where there are labels."""
+    oracle: bool = False
+    """Use labels, one-hot, in place of the features of the correspondence loss (the original's
+    `use_true_labels`). A study of the loss: training is then supervised, its scores no result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +98,9 @@ class TrainConfig(Strict):
     """Steps between lines of events.jsonl."""
     linear_pixels: Positive = 1024
     """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+    reset_probes_at: Positive | None = None
+    """After this many batches both probes start anew, with their optimisers (the original's
+    `reset_probe_steps`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +109,9 @@ class ClustersConfig(Strict):
 
     count: Positive = 27
     """K, the number of clusters."""
+    extra: NonNegative = 0
+    """Clusters beyond K (the original's `extra_clusters`). Those that match no class are errors
+    when scored."""
     refit: Literal["kmeans", "none"] = "kmeans"
     """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
     never used); `none` keeps the probe that SGD trained, as the paper does."""
@@ -98,3 +119,8 @@ class ClustersConfig(Strict):
     """k-means++ starts; the one with the highest mean cosine is kept."""
     sample: Positive = 60_000
     """Codes that k-means is fitted on."""
+
+    @property
+    def total(self) -> int:
+        """Return the clusters of the probe: `count` and `extra`."""
+        return self.count + self.extra

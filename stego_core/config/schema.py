@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Strict
+from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 
 
@@ -138,6 +139,7 @@ class MineJob(_Job):
     views: ViewConfig = field(default_factory=ViewConfig)
     neighbors: NeighborsConfig = field(default_factory=NeighborsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    compat: MineCompat = field(default_factory=MineCompat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +150,7 @@ class TrainJob(MineJob):
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     clusters: ClustersConfig = field(default_factory=ClustersConfig)
+    compat: TrainCompat = field(default_factory=TrainCompat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +177,7 @@ class SegmentJob(_Job):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     overwrite: bool = False
     """Replace an output that other settings made."""
+    compat: ImageCompat = field(default_factory=ImageCompat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +192,7 @@ class EvaluateJob(_Job):
     flip: bool = False
     predict: PredictConfig = field(default_factory=PredictConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compat: EvaluateCompat = field(default_factory=EvaluateCompat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

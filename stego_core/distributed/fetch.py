@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stego_core.config.compat import MineCompat
 from stego_core.config.schema import ImageLimits, ViewConfig
 from stego_core.errors import ImageProblem
 from stego_core.images.decode import ImageFailure, decode_image
-from stego_core.images.geometry import fit_grid, resize_image, view_boxes
+from stego_core.images.geometry import fit_grid, resize_image
+from stego_core.images.views import cut_view, view_count
 from stego_core.storage import fs
 from stego_core.storage.manifest import Manifest
 
@@ -94,29 +96,30 @@ def read_with_retry(uri: str) -> bytes | ImageFailure:
 class WholeImage:
     """Prepare for prediction: the whole image at model resolution, aspect ratio kept."""
 
-    def __init__(self, *, resolution: int, patch: int) -> None:
-        self._resolution, self._patch = resolution, patch
+    def __init__(self, *, resolution: int, patch: int, nearest: bool = False) -> None:
+        self._resolution, self._patch, self._nearest = resolution, patch, nearest
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (h, w, 3) uint8 with h and w multiples of the patch size."""
         h, w = fit_grid(
             image.shape[0], image.shape[1], resolution=self._resolution, patch=self._patch
         )
-        return resize_image(image, h * self._patch, w * self._patch)
+        return resize_image(image, h * self._patch, w * self._patch, nearest=self._nearest)
 
 
 class SquareViews:
     """Prepare for training: the square views of an image."""
 
-    def __init__(self, config: ViewConfig, *, side: int) -> None:
-        self._config, self._side = config, side
+    def __init__(self, config: ViewConfig, *, side: int, compat: MineCompat) -> None:
+        self._config, self._side, self._compat = config, side, compat
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (V, side, side, 3) uint8."""
-        boxes = view_boxes(
-            image.shape[0], image.shape[1], crops=self._config.crops, ratio=self._config.crop_ratio
-        )
-        return np.stack([resize_image(image, self._side, self._side, box=box) for box in boxes])
+        views = [
+            cut_view(image, crop, self._side, config=self._config, compat=self._compat)
+            for crop in range(view_count(self._config))
+        ]
+        return np.stack(views)
 
 
 def pixel_groups(table: pa.Table, batch: int) -> list[tuple[list[int], np.ndarray]]:

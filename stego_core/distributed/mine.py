@@ -19,6 +19,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import InputError, TooManyFailures
+from stego_core.images.views import view_count
 from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
@@ -30,6 +31,8 @@ from stego_core.training.views import view_side
 
 logger = logging.getLogger(__name__)
 
+# The switches that change features or embeddings; the others change what is made of them.
+_FEATURE_SWITCHES = ("nearest_images", "jpeg_crops", "mining_dropout")
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
 
 
@@ -63,7 +66,7 @@ def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
 
 def views_per_image(job: MineJob) -> int:
     """Return how many views each image gives."""
-    return 5 if job.views.crops == "five" else 1
+    return view_count(job.views)
 
 
 def plan_mine(job: MineJob) -> list[str]:
@@ -160,6 +163,8 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
         "views": asdict(job.views),
         "limits": asdict(job.limits),
         "data": data_digest,
+        "compat": {name: getattr(job.compat, name) for name in _FEATURE_SWITCHES},
+        "dropout_seed": job.seed if job.compat.mining_dropout else None,
     }
 
 
@@ -194,7 +199,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
             fetch_unit,
             {
                 "manifest": manifest,
-                "prepare": SquareViews(job.views, side=side),
+                "prepare": SquareViews(job.views, side=side, compat=job.compat),
                 "limits": job.limits,
             },
         ),

@@ -14,9 +14,12 @@ from stego_core.config.schema import MineJob
 from stego_core.distributed.units import map_threads, receipt_table
 from stego_core.errors import ImageProblem
 from stego_core.model.backbone import load_backbone
+from stego_core.model.head import dropout_masks
 from stego_core.storage import feature_store
 
 _BATCH = 8  # views of one forward pass
+_DROPOUT = 0.1  # share of channels that the original drops, also while it mines
+_DROPOUT_STREAM = 4
 
 
 class EmbedWorker:
@@ -35,6 +38,7 @@ class EmbedWorker:
     ) -> None:
         self._backbone = load_backbone(job.backbone, device=device)
         self._threads, self._store_uri, self._is_stored = threads, store_uri, is_stored
+        self._seed = job.seed if job.compat.mining_dropout else None
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Write the unit's features and views; return the status of each image."""
@@ -70,7 +74,10 @@ class EmbedWorker:
         stored = None
         if features:
             maps = torch.cat(features)
-            embeddings = F.normalize(maps.mean((2, 3)), dim=1).numpy()
+            means = maps.mean((2, 3))
+            if self._seed is not None:
+                means = dropped_channels(means, self._seed, unit)
+            embeddings = F.normalize(means, dim=1).numpy()
             ok = ImageProblem.OK.value
             rows = [
                 {"image_id": image_id, "crop": crop, "status": ok, "embedding": embedding}
@@ -83,6 +90,20 @@ class EmbedWorker:
                 rows.append(row | {"crop": 0})
         table = pa.Table.from_pylist(rows, feature_store.SCHEMA)
         feature_store.write_unit(self._store_uri, unit, table, stored)
+
+
+def dropped_channels(means_VC: torch.Tensor, seed: int, unit: int) -> torch.Tensor:
+    """Return the means of features with a tenth of each view's channels dropped at random.
+
+    Dropping a channel of a map and then averaging is the same as dropping its mean. The draw
+    depends on seed and unit alone. The stored features keep all channels: training drops its own.
+
+    Source: the original mines with its network in training mode.
+    """
+    state = np.random.SeedSequence([seed, _DROPOUT_STREAM, unit]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state) >> 1)
+    views, channels = means_VC.shape
+    return means_VC * dropout_masks(views, channels, _DROPOUT, generator)[:, :, 0, 0]
 
 
 def count_unit(unit: int, table: pa.Table) -> pa.Table:

@@ -8,9 +8,10 @@ import time
 import ray
 import torch
 
+from stego_core.config.compat import MineCompat
 from stego_core.config.load import fingerprint
 from stego_core.config.schema import MineJob
-from stego_core.neighbors.search import exact_top_k
+from stego_core.neighbors.search import exact_top_k, skip_first
 from stego_core.neighbors.table import write_part
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
@@ -22,11 +23,19 @@ _QUERY_BLOCK = 8192  # views whose neighbours one task searches
 
 
 def _search_block(
-    views: Views, start: int, uri: str, *, stored: int, tile_bytes: int, key: str
+    views: Views,
+    start: int,
+    uri: str,
+    *,
+    stored: int,
+    tile_bytes: int,
+    key: str,
+    compat: MineCompat,
 ) -> int:
     rows = slice(start, start + _QUERY_BLOCK)
     embeddings = torch.from_numpy(views.embeddings.copy())
-    groups = torch.from_numpy(views.image_ids.copy())
+    own = torch.arange(len(embeddings))
+    groups = own if compat.sibling_neighbors else torch.from_numpy(views.image_ids.copy())
     scores, indices = exact_top_k(
         embeddings[rows],
         embeddings,
@@ -35,6 +44,8 @@ def _search_block(
         gallery_groups_G=groups,
         tile_bytes=tile_bytes,
     )
+    if compat.skip_first_neighbor:
+        scores, indices = skip_first((scores, indices), embeddings[rows], own[rows], stored)
     write_part(uri, views, rows, scores.numpy(), indices.numpy(), key=key)
     return len(scores)
 
@@ -48,7 +59,8 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
         views: all views with their embeddings.
         key: fingerprint of the embeddings.
     """
-    search_key = fingerprint(key, job.neighbors.stored)
+    switches = (job.compat.sibling_neighbors, job.compat.skip_first_neighbor)
+    search_key = fingerprint(key, job.neighbors.stored, *switches)
     current = run.read_json("neighbors/key.json") or {}
     if current.get("key") == search_key:
         return
@@ -65,6 +77,7 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
             stored=job.neighbors.stored,
             tile_bytes=job.neighbors.tile_bytes,
             key=key,
+            compat=job.compat,
         )
         for part, start in enumerate(range(0, len(views.image_ids), _QUERY_BLOCK))
     ]

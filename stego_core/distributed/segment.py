@@ -112,7 +112,11 @@ def _segment_units(
             fetch_unit,
             {
                 "manifest": manifest,
-                "prepare": WholeImage(resolution=job.predict.resolution, patch=patch),
+                "prepare": WholeImage(
+                    resolution=job.predict.resolution,
+                    patch=patch,
+                    nearest=job.compat.nearest_images,
+                ),
                 "limits": job.limits,
             },
         ),
@@ -231,6 +235,7 @@ def _record(job: SegmentJob, folder: str, *, data: str) -> dict[str, Any]:
         "flip": job.flip,
         "mask_size": job.mask_size,
         "precision": job.precision,
+        "compat": asdict(job.compat),
     }
 
 

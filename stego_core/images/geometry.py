@@ -140,7 +140,12 @@ def view_boxes(
 
 
 def resize_image(
-    pixels: NDArray[np.uint8], height: int, width: int, *, box: Box | None = None
+    pixels: NDArray[np.uint8],
+    height: int,
+    width: int,
+    *,
+    box: Box | None = None,
+    nearest: bool = False,
 ) -> NDArray[np.uint8]:
     """Crop and resize an image, bilinear with antialiasing.
 
@@ -151,6 +156,7 @@ def resize_image(
         height: Of the result, pixels.
         width: Of the result, pixels.
         box: What to show; the whole image if None.
+        nearest: Take the nearest pixel instead, as the official code does (`compat`).
 
     Returns:
         RGB, uint8 (height, width, 3), never a view of the input.
@@ -166,8 +172,9 @@ def resize_image(
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ShapeError(f"an image is (H, W, 3), not {pixels.shape}")
-    cut = Image.fromarray(_cut(pixels, box))
-    return np.array(cut.resize((width, height), Image.Resampling.BILINEAR))
+    cut = Image.fromarray(cut_box(pixels, box))
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    return np.array(cut.resize((width, height), how))
 
 
 def resize_labels(
@@ -193,18 +200,23 @@ def resize_labels(
     """
     if labels.ndim != 2:
         raise ShapeError(f"a label map is (H, W), not {labels.shape}")
-    cut = _cut(labels, box)
+    cut = cut_box(labels, box)
     # The centre of pixel i lies at (i + 1/2) · H / height; in integers it is never off by one.
     rows = (2 * np.arange(height) + 1) * cut.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * cut.shape[1] // (2 * width)
     return cut[np.ix_(rows, columns)]
 
 
-def _around(ideal: float) -> tuple[int, int]:
-    return max(1, math.floor(ideal)), max(1, math.ceil(ideal))
+def cut_box(array: NDArray[_Label], box: Box | None) -> NDArray[_Label]:
+    """Return the part of an image or label map inside a box, as a view of it; all of it for None.
 
+    Raises:
+        ShapeError: if the box is not inside it.
 
-def _cut(array: NDArray[_Label], box: Box | None) -> NDArray[_Label]:
+    Examples:
+        >>> cut_box(np.arange(6).reshape(2, 3), Box(0, 1, 2, 1)).tolist()
+        [[1], [4]]
+    """
     if box is None:
         return array
     top, left, height, width = box
@@ -212,3 +224,7 @@ def _cut(array: NDArray[_Label], box: Box | None) -> NDArray[_Label]:
     if not (is_inside and height > 0 and width > 0 and left + width <= array.shape[1]):
         raise ShapeError(f"{box} is not inside an image of {array.shape[0]} x {array.shape[1]}")
     return array[top : top + height, left : left + width]
+
+
+def _around(ideal: float) -> tuple[int, int]:
+    return max(1, math.floor(ideal)), max(1, math.ceil(ideal))

@@ -83,6 +83,28 @@ def merge_top_k(
     return scores[:, :k], indices.gather(1, order)[:, :k]
 
 
+def skip_first(
+    best: tuple[Tensor, Tensor], queries_QD: Tensor, own_Q: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Put each query among its neighbours and leave out whatever comes first.
+
+    The original does so in place of leaving out the query itself: where a view has an exact
+    duplicate, that may come first, and the view becomes its own neighbour.
+
+    Args:
+        best: scores (Q, k) and indices (Q, k) without the queries themselves.
+        queries_QD: float32, rows of unit length.
+        own_Q: gallery index of each query.
+        k: neighbours kept.
+
+    Returns:
+        Scores (Q, k) float32 and gallery indices (Q, k) int64, as `exact_top_k` has them.
+    """
+    scores = _exact(queries_QD).square().sum(1, keepdim=True).float()
+    merged_scores, indices = merge_top_k(best, (scores, own_Q[:, None]), k + 1)
+    return merged_scores[:, 1:], indices[:, 1:]
+
+
 def _exact(rows: Tensor) -> Tensor:
     return (rows.double() * _UNITS).round_().div_(_UNITS)
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stego_core.config.compat import MineCompat
 from stego_core.config.schema import ImageLimits, ViewConfig
 from stego_core.datasets.directory import Dataset
 from stego_core.errors import InputError
 from stego_core.images.decode import ImageFailure, decode_image, decode_label
-from stego_core.images.geometry import resize_image, resize_labels, view_boxes
+from stego_core.images.geometry import resize_labels, view_boxes
+from stego_core.images.views import cut_view
 from stego_core.model.backbone import Backbone
 from stego_core.model.whitening import Whitening
 from stego_core.storage import fs
@@ -63,6 +65,7 @@ class FromBackbone:
         uris: image URI by image id.
         config: how views are cut.
         limits: of the decoder.
+        compat: what the original does when it cuts them.
     """
 
     def __init__(
@@ -73,9 +76,10 @@ class FromBackbone:
         *,
         config: ViewConfig,
         limits: ImageLimits,
+        compat: MineCompat,
     ) -> None:
         self._backbone, self._views, self._uris = backbone, views, uris
-        self._config, self._limits = config, limits
+        self._config, self._limits, self._compat = config, limits, compat
         self._side = view_side(config, backbone.patch_size)
 
     def read(self, views: np.ndarray) -> Tensor:
@@ -84,20 +88,35 @@ class FromBackbone:
         Raises:
             InputError: if an image that mining could read can't be read any more.
         """
-        pixels = np.stack([self._pixels(int(view)) for view in views])
-        # Features are rounded like stored ones, so that a run is the same with and without store.
-        features: Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
+        return self.embed(self.pixels(views))
+
+    def embed(self, pixels_BHWC: np.ndarray) -> Tensor:
+        """Return the features of images, (B, C, h, w) float32.
+
+        They are rounded like stored ones, so that a run is the same with and without store.
+        """
+        features: Tensor = self._backbone(self.images(pixels_BHWC))
         return features.cpu().half().float()
 
-    def _pixels(self, view: int) -> np.ndarray:
+    def images(self, pixels_BHWC: np.ndarray) -> Tensor:
+        """Return uint8 pixels normalised as the backbone sees them: (B, 3, H, W) float32."""
+        return self._backbone.prepare(torch.from_numpy(pixels_BHWC))
+
+    def pixels(self, views: np.ndarray) -> np.ndarray:
+        """Return the pixels of views: uint8 RGB (B, H, W, 3).
+
+        Raises:
+            InputError: if an image that mining could read can't be read any more.
+        """
+        return np.stack([self._view_pixels(int(view)) for view in views])
+
+    def _view_pixels(self, view: int) -> np.ndarray:
         uri = self._uris[int(self._views.image_ids[view])]
         image = decode_image(fs.read_bytes(uri), self._limits)
         if isinstance(image, ImageFailure):
             raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
-        boxes = view_boxes(
-            image.shape[0], image.shape[1], crops=self._config.crops, ratio=self._config.crop_ratio
-        )
-        return resize_image(image, self._side, self._side, box=boxes[self._views.crops[view]])
+        crop = int(self._views.crops[view])
+        return cut_view(image, crop, self._side, config=self._config, compat=self._compat)
 
 
 class LabelSource:
@@ -145,6 +164,15 @@ class LabelSource:
                 picked = label_map[index[row, :, 1].numpy(), index[row, :, 0].numpy()]
                 labels[row] = torch.from_numpy(picked.astype(np.int64))
         return labels, (index + 0.5) / side * 2 - 1
+
+    def read_maps(self, views: np.ndarray, side: int) -> Tensor:
+        """Return the label maps of views: (B, side, side) int64, `IGNORE_INDEX` without labels."""
+        maps = torch.full((len(views), side, side), IGNORE_INDEX)
+        for row, view in enumerate(views):
+            label_map = self._view_labels(int(view), side)
+            if label_map is not None:
+                maps[row] = torch.from_numpy(label_map.astype(np.int64))
+        return maps
 
     def num_classes(self) -> int:
         """Return the largest label of any image plus one; 0 if there are no labels at all."""

@@ -9,6 +9,7 @@ import torch
 from factories import make_views, picture, png_bytes, write_tree
 from PIL import Image
 
+from stego_core.config.compat import MineCompat
 from stego_core.config.schema import BackboneConfig, ImageLimits, ViewConfig
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.errors import InputError
@@ -19,6 +20,7 @@ from stego_core.training import views as views_module
 from stego_core.training.views import FromBackbone, FromStore, LabelSource, view_side
 
 LIMITS = ImageLimits()
+PLAIN = MineCompat()
 FIVE = ViewConfig(resolution=32, crops="five", crop_ratio=0.6)
 WHOLE = ViewConfig(resolution=32, crops="whole")
 
@@ -41,7 +43,7 @@ def uris_of(folder, views, *, size=(40, 60)):
 def test_features_come_from_the_store_as_from_the_backbone_to_the_last_bit(backbone, tmp_path):
     views = make_views(2, crops=5)
     uris = uris_of(tmp_path / "images", views)
-    on_demand = FromBackbone(backbone, views, uris, config=FIVE, limits=LIMITS)
+    on_demand = FromBackbone(backbone, views, uris, config=FIVE, limits=LIMITS, compat=PLAIN)
     maps = on_demand.read(np.arange(10))
     rows = {
         "image_id": views.image_ids,
@@ -66,7 +68,7 @@ def test_features_come_from_the_store_as_from_the_backbone_to_the_last_bit(backb
 def test_a_view_shows_its_crop_of_its_image(backbone, tmp_path):
     views = make_views(2, crops=5)
     uris = uris_of(tmp_path, views)
-    source = FromBackbone(backbone, views, uris, config=FIVE, limits=LIMITS)
+    source = FromBackbone(backbone, views, uris, config=FIVE, limits=LIMITS, compat=PLAIN)
     with Image.open(uris[int(views.image_ids[8])]) as image:
         pixels = np.asarray(image.convert("RGB"))
     box = view_boxes(40, 60, crops="five", ratio=0.6)[3]
@@ -89,7 +91,7 @@ def test_an_image_that_changed_since_mining_is_named(backbone, tmp_path):
     views = make_views(1)
     uris = uris_of(tmp_path, views)
     (uri,) = uris.values()
-    source = FromBackbone(backbone, views, uris, config=WHOLE, limits=LIMITS)
+    source = FromBackbone(backbone, views, uris, config=WHOLE, limits=LIMITS, compat=PLAIN)
     Path(uri).write_bytes(b"not an image any more")
     with pytest.raises(InputError, match=r"has changed since mining .*: mine again"):
         source.read(np.array([0]))

@@ -1,0 +1,76 @@
+"""The pixels of the square views that mining and training see."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stego_core.config.compat import MineCompat
+from stego_core.config.schema import ViewConfig
+from stego_core.images.geometry import (
+    Box,
+    centre_square,
+    cut_box,
+    five_crop_boxes,
+    resize_image,
+    view_boxes,
+)
+
+_JPEG_QUALITY = 75  # Pillow's default, with which the official code writes its crops
+
+
+def view_count(config: ViewConfig) -> int:
+    """Return how many views each image gives."""
+    return 5 if config.crops == "five" else 1
+
+
+def cut_view(
+    image: NDArray[np.uint8], crop: int, side: int, *, config: ViewConfig, compat: MineCompat
+) -> NDArray[np.uint8]:
+    """Cut one view out of an image.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        crop: Number of the view, from 0 to below `view_count(config)`.
+        side: Of the view, pixels.
+        config: How views are cut.
+        compat: `jpeg_crops` compresses each of five crops as the official code stores them,
+            `nearest_images` takes the nearest pixel when resizing.
+
+    Returns:
+        RGB, uint8 (side, side, 3).
+
+    Examples:
+        >>> image = np.zeros((40, 60, 3), np.uint8)
+        >>> cut_view(image, 0, 8, config=ViewConfig(), compat=MineCompat()).shape
+        (8, 8, 3)
+    """
+    height, width = image.shape[:2]
+    box = view_boxes(height, width, crops=config.crops, ratio=config.crop_ratio)[crop]
+    if compat.jpeg_crops and config.crops == "five":
+        whole_crop = five_crop_boxes(height, width, config.crop_ratio)[crop]
+        image = jpeg_round_trip(cut_box(image, whole_crop))
+        box = centre_square(Box(0, 0, *image.shape[:2]))
+    return resize_image(image, side, side, box=box, nearest=compat.nearest_images)
+
+
+def jpeg_round_trip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Compress an image as JPEG of quality 75 and decode it again.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+
+    Returns:
+        RGB, uint8 (H, W, 3).
+
+    Examples:
+        >>> jpeg_round_trip(np.full((8, 8, 3), 128, np.uint8))[0, 0].tolist()
+        [128, 128, 128]
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    with Image.open(buffer) as image:
+        return np.array(image.convert("RGB"))
