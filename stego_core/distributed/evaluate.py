@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stego_core.config.compat import MineCompat
 from stego_core.config.load import dump_toml
-from stego_core.config.schema import EvaluateJob
+from stego_core.config.schema import EvaluateJob, ViewConfig
 from stego_core.datasets.demo import DEMO
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.evaluate_stages import EvaluateWorker, fetch_labelled, pass_on
-from stego_core.distributed.fetch import WholeImage
+from stego_core.distributed.fetch import Prepare, SquareViews, WholeImage
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import InputError
@@ -31,6 +32,7 @@ from stego_core.model.segmenter import CLUSTER, LINEAR
 from stego_core.storage import fs
 from stego_core.storage.manifest import list_images, write_manifest
 from stego_core.storage.run import RunDirectory
+from stego_core.training.views import view_side
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
                 fetch_labelled,
                 {
                     "manifest": manifest,
-                    "prepare": WholeImage(resolution=job.predict.resolution, patch=patch),
+                    "prepare": _prepare(job, patch),
                     "limits": job.limits,
                     "dataset": dataset,
                 },
@@ -132,6 +134,15 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
             progress.add(receipt["statuses"])
         progress.finish()
     _report(job, run, dataset, totals, scored)
+
+
+def _prepare(job: EvaluateJob, patch: int) -> Prepare:
+    resolution, nearest = job.predict.resolution, job.compat.nearest_images
+    if job.compat.centre_crop:
+        square = ViewConfig(resolution=resolution)
+        compat = MineCompat(nearest_images=nearest)
+        return SquareViews(square, side=view_side(square, patch), compat=compat)
+    return WholeImage(resolution=resolution, patch=patch, nearest=nearest)
 
 
 def _scored_classes(job: EvaluateJob, confusion: np.ndarray) -> list[int]:
@@ -163,7 +174,12 @@ def _report(
             if head == LINEAR:
                 scores = score_classes(confusion, classes=classes)
             else:
-                scores = score_clusters(confusion, classes=classes, matching=matching)
+                scores = score_clusters(
+                    confusion,
+                    classes=classes,
+                    matching=matching,
+                    dropped_extra=job.compat.dropped_extra_clusters,
+                )
             name = head if matching != "many_to_one" else f"{head}.many_to_one"
             flat |= {f"{name}.miou": scores.miou, f"{name}.accuracy": scores.accuracy}
             rows += _rows(job, head, matching, scores)
@@ -226,7 +242,10 @@ def _protocol(
         "images_uri": dataset.images_uri,
         "classes": classes,
         "matching": "one global Hungarian matching over the whole split",
-        "crop": "none: whole images, aspect ratio kept, scored at label size",
+        "crop": "centre square, images and labels resized to predict.resolution"
+        if job.compat.centre_crop
+        else "none: whole images, aspect ratio kept, scored at label size",
+        "compat": asdict(job.compat),
         "predict": asdict(job.predict),
         "crf": job.crf,
         "flip": job.flip,

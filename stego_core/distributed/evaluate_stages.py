@@ -15,7 +15,7 @@ from stego_core.datasets.directory import Dataset
 from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_with_retry
 from stego_core.distributed.units import map_threads
 from stego_core.images.decode import ImageFailure, decode_label
-from stego_core.images.geometry import resize_labels
+from stego_core.images.geometry import Box, centre_square, resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
 from stego_core.inference.predict import upsampled_argmax
 from stego_core.metrics.confusion import confusion_matrix
@@ -81,9 +81,13 @@ class EvaluateWorker:
         scored = 0
         for index, row in enumerate(rows):
             data = table["label"][row].as_py()
-            labels = None if data is None else decode_label(data, self._job.limits)
-            if labels is None or isinstance(labels, ImageFailure):
+            decoded = None if data is None else decode_label(data, self._job.limits)
+            if decoded is None or isinstance(decoded, ImageFailure):
                 continue
+            labels: np.ndarray = decoded
+            if self._job.compat.centre_crop:
+                square = centre_square(Box(0, 0, *decoded.shape))
+                labels = resize_labels(labels, *pixels.shape[1:3], box=square)
             scored += 1
             for head in self._heads:
                 maps = (features if head == BASELINE else code)[index : index + 1]

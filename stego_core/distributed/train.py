@@ -31,6 +31,7 @@ from stego_core.storage.run import RunDirectory
 from stego_core.training.calibration import calibrate
 from stego_core.training.fit import fit, sample_tokens
 from stego_core.training.loop import TrainData, train
+from stego_core.training.optional import check_sources, needs_pixels
 from stego_core.training.state import find_checkpoint
 from stego_core.training.views import (
     FeatureSource,
@@ -56,7 +57,7 @@ def plan_train(job: TrainJob) -> list[str]:
     return [
         *lines,
         f"train: {state}, {job.train.steps} steps of {job.train.batch} views, "
-        f"{job.workers} worker(s), {job.clusters.count} clusters, seed {job.seed}",
+        f"{job.workers} worker(s), {job.clusters.total} clusters, seed {job.seed}",
     ]
 
 
@@ -88,7 +89,7 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
 def _settings(job: TrainJob) -> dict[str, Any]:
     """Return what determines the model beside the mined features; not the number of workers."""
     values = to_dict(job)
-    names = ("seed", "head", "loss", "train", "clusters", "neighbors")
+    names = ("seed", "head", "loss", "train", "clusters", "neighbors", "compat")
     return {name: values[name] for name in names}
 
 
@@ -229,6 +230,7 @@ def _train_data(
         labels = LabelSource(mined.dataset, views, paths, config=job.views, limits=job.limits)
         num_classes = labels.num_classes()
         labels = labels if num_classes else None
+    check_sources(job.loss, has_labels=labels is not None)
     calibration = calibrate(seen, neighbors, seed=job.seed)
     context.event("calibration", **asdict(calibration))
     return TrainData(
@@ -240,16 +242,23 @@ def _train_data(
         side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
         shifts=calibration.shifts if job.loss.shifts == "auto" else {},
         whitening=whitening,
+        pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,
     )
 
 
 def _features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
     if mined.is_stored:
         return FromStore(StoredFeatures(mined.store_uri, mined.manifest.num_units))
+    return _pixels(job, mined, views, device=device)
+
+
+def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
     rows = mined.manifest.read(["image_id", "image_uri"])
     uris = dict(zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
     backbone = load_backbone(job.backbone, device=device)
-    return FromBackbone(backbone, views, uris, config=job.views, limits=job.limits)
+    return FromBackbone(
+        backbone, views, uris, config=job.views, limits=job.limits, compat=job.compat
+    )
 
 
 def _card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[str, Any]:
@@ -257,7 +266,7 @@ def _card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[st
         weights=mined.weights,
         config=job.backbone,
         head=job.head,
-        cluster_names=[f"cluster {number}" for number in range(job.clusters.count)],
+        cluster_names=[f"cluster {number}" for number in range(job.clusters.total)],
         num_classes=data.num_classes,
         class_names=list(mined.dataset.class_names),
         training={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ def score_clusters(
     *,
     classes: Sequence[int] | None = None,
     matching: Literal["hungarian", "many_to_one"] = "hungarian",
+    dropped_extra: bool = False,
 ) -> Scores:
     """Score clusters against labels after matching them to classes.
 
@@ -40,6 +41,9 @@ def score_clusters(
         confusion: counts, (num_classes, num_clusters), oriented [true, pred].
         classes: the classes to score; pixels of other classes don't count. None: all rows.
         matching: `hungarian` gives each class at most one cluster, `many_to_one` any number.
+        dropped_extra: score as the original does: pixels in clusters numbered beyond the classes
+            don't count, and the clusters without a class are together one more class of IoU 0
+            wherever they have pixels.
 
     Returns:
         The scores. Pixels in clusters without a class are errors; there is no class for them, so
@@ -58,7 +62,12 @@ def score_clusters(
     """
     classes = range(len(confusion)) if classes is None else classes
     match = match_clusters if matching == "hungarian" else many_to_one
-    return _score(confusion, classes, match(confusion, classes))
+    if dropped_extra:
+        check_confusion(confusion, classes)
+        confusion = confusion.copy()
+        confusion[:, len(classes) :] = 0
+    scores = _score(confusion, classes, match(confusion, classes))
+    return _with_extra_class(scores, confusion[list(classes)]) if dropped_extra else scores
 
 
 def score_classes(confusion: npt.NDArray[np.int64], classes: Sequence[int] | None = None) -> Scores:
@@ -107,6 +116,15 @@ def _score(
         iou=iou,
         matching=dict(matching),
     )
+
+
+def _with_extra_class(scores: Scores, scored: npt.NDArray[np.int64]) -> Scores:
+    """Return the scores with one more class of IoU 0 if clusters without a class have pixels."""
+    unmatched = [cluster for cluster in range(scored.shape[1]) if cluster not in scores.matching]
+    if not scored[:, unmatched].sum():
+        return scores
+    present = sum(not math.isnan(value) for value in scores.iou.values())
+    return replace(scores, miou=scores.miou * present / (present + 1) if present else 0.0)
 
 
 def _percent(part: int, whole: int) -> float:

@@ -16,20 +16,22 @@ class Head(nn.Module):
     """Project features to the code, at every grid cell alone.
 
     `nonlinear`: W1 f + W3 ReLU(W2 f); `linear`: W1 f. All are 1x1 convolutions with bias; W2
-    keeps the width.
+    keeps the width. `none`: the code is f; W1 is the identity and isn't trained, so that what is
+    fitted after training has a layer to be folded into.
 
     Args:
         width: C, channels of the features.
-        config: kind and K, the channels of the code. Its `dropout` isn't read here: masks are
-            drawn by `dropout_masks` and passed to `forward`.
+        config: kind and K, the channels of the code (for `none`, K is C). Its `dropout` isn't read
+            here: masks are drawn by `dropout_masks` and passed to `forward`.
     Source: the projection of the original code; Hamilton et al. 2022 describe it in words only.
     """
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
         self.width = width
-        self.dim = config.dim
-        self.linear = nn.Conv2d(width, config.dim, kernel_size=1)
+        self.dim = width if config.kind == "none" else config.dim
+        self.linear = nn.Conv2d(width, self.dim, kernel_size=1)
+        self._is_trained = config.kind != "none"
         self.nonlinear: nn.Sequential | None = None
         if config.kind == "nonlinear":
             self.nonlinear = nn.Sequential(
@@ -37,6 +39,9 @@ class Head(nn.Module):
                 nn.ReLU(),
                 nn.Conv2d(width, config.dim, kernel_size=1),
             )
+        if not self._is_trained:
+            self.start_as_identity()
+            self.requires_grad_(False)
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
@@ -73,8 +78,8 @@ class Head(nn.Module):
             features_BChw: backbone features, (B, C, h, w).
             keep_masks: channel dropout of the linear and of the nonlinear branch, (B, C, 1, 1)
                 each, 0 for a dropped channel and 1/(1-p) for a kept one; a linear head uses the
-                first only. None: no dropout. They come from outside so that any number of
-                workers can draw the same masks.
+                first only, `none` neither. None: no dropout. They come from outside so that any
+                number of workers can draw the same masks.
 
         Returns:
             The code, (B, K, h, w).
@@ -87,7 +92,7 @@ class Head(nn.Module):
                 f"features {tuple(features_BChw.shape)}: this head needs (B, {self.width}, h, w)"
             )
         first = second = features_BChw
-        if keep_masks is not None:
+        if keep_masks is not None and self._is_trained:
             first, second = (_drop(features_BChw, mask) for mask in keep_masks)
         code: Tensor = self.linear(first)
         if self.nonlinear is not None:

@@ -86,10 +86,10 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
         projection[: len(components)] = components  # fewer codes than channels: the rest stays
         head.project_code(mean, projection)
         points = (smoothed - mean) @ projection.T
-        result = spherical_kmeans(points, job.clusters.count, seed=job.seed, restarts=restarts)
+        result = spherical_kmeans(points, job.clusters.total, seed=job.seed, restarts=restarts)
         clusters = result.centroids
         logger.info("clusters: mean cosine %.4f", result.objective)
-    baseline = spherical_kmeans(features, job.clusters.count, seed=job.seed, restarts=restarts)
+    baseline = spherical_kmeans(features, job.clusters.total, seed=job.seed, restarts=restarts)
     tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
     tensors |= {"clusters": clusters, "baseline": baseline.centroids}
     if model.whitening is not None:

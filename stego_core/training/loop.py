@@ -16,12 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stego_core.config.schema import TrainJob
 from stego_core.model.whitening import Whitening
-from stego_core.training.sampler import StepDraws, draw_step
+from stego_core.training.optional import draw_optional, needs_labels, read_optional
+from stego_core.training.sampler import draw_step
 from stego_core.training.state import Optimizers, load_state, save_state
 from stego_core.training.step import StepBatch, Trainable
-from stego_core.training.views import FeatureSource, LabelSource
+from stego_core.training.views import FeatureSource, FromBackbone, LabelSource
 
 logger = logging.getLogger(__name__)
+
+_RESET_STREAM = 6
 
 
 class TrainContext(Protocol):
@@ -58,6 +61,7 @@ class TrainData:
         side: of a view in pixels.
         shifts: calibrated shifts; empty takes those of the configuration.
         whitening: of the features, or None.
+        pixels: of the views, where an optional loss needs them.
     """
 
     features: FeatureSource
@@ -68,6 +72,7 @@ class TrainData:
     side: int
     shifts: dict[str, float]
     whitening: Whitening | None = None
+    pixels: FromBackbone | None = None
 
 
 def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str) -> Trainable:
@@ -96,8 +101,10 @@ def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str)
     model.train()
     started_s = time.monotonic()
     for step in range(first, job.train.steps):
-        draws = draw_step(job, step, neighbors_VN=data.neighbors, channels=data.channels)
-        losses: dict[str, Tensor] = module(_batch(job, data, draws, context, device))
+        if step == job.train.reset_probes_at:
+            model.reset_probes(_reset_seed(job.seed))
+            optimizers.reset_probes()
+        losses: dict[str, Tensor] = module(_batch(job, data, step, context, device))
         optimizers.zero_grad()
         torch.autograd.backward(losses["total"])
         optimizers.step()
@@ -121,21 +128,37 @@ class _Saver:
 
 
 def _batch(
-    job: TrainJob, data: TrainData, draws: StepDraws, context: TrainContext, device: str
+    job: TrainJob, data: TrainData, step: int, context: TrainContext, device: str
 ) -> StepBatch:
+    draws = draw_step(job, step, neighbors_VN=data.neighbors, channels=data.channels)
     share = job.train.batch // context.num_workers
     rows = slice(context.rank * share, (context.rank + 1) * share)
     labels = None
     if data.labels is not None:
         found, points = data.labels.read(draws.anchors[rows], draws.pixels[rows], data.side)
         labels = (found.to(device), points.to(device))
+    optional = read_optional(
+        draw_optional(job, step, channels=data.channels, side=data.side),
+        rows,
+        (draws.anchors[rows], draws.neighbors[rows]),
+        pixels=data.pixels,
+        labels=data.labels if needs_labels(job.loss) else None,
+        side=data.side,
+        device=device,
+    )
     return StepBatch(
         anchor=data.features.read(draws.anchors[rows]).to(device),
         neighbor=data.features.read(draws.neighbors[rows]).to(device),
         draws=draws,
         rows=rows,
         labels=labels,
+        optional=optional,
     )
+
+
+def _reset_seed(seed: int) -> int:
+    # A stream of its own: the new weights differ from the first ones.
+    return int(np.random.SeedSequence([seed, _RESET_STREAM]).generate_state(1)[0])
 
 
 def _log(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stego_core.config.schema import TrainJob
-from stego_core.loss.correspondence import derangement
+from stego_core.loss.correspondence import derangement, overlapping_permutation
 from stego_core.model.head import dropout_masks
 from stego_core.neighbors.search import NONE
 
@@ -79,7 +79,8 @@ def draw_step(job: TrainJob, step: int, *, neighbors_VN: np.ndarray, channels: i
     counts = (candidates != NONE).sum(1)
     picks = candidates[np.arange(batch), (ranks * counts).astype(np.int64)]
     points = torch.rand(2, batch, samples, samples, 2, generator=generator) * 2 - 1
-    partners = [derangement(batch, generator) for _ in range(job.loss.negatives)]
+    draw_partners = overlapping_permutation if job.compat.overlapping_partners else derangement
+    partners = [draw_partners(batch, generator) for _ in range(job.loss.negatives)]
     keep = dropout_masks(6 * batch, channels, job.head.dropout, generator)
     return StepDraws(
         anchors=anchors,

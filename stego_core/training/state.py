@@ -33,6 +33,15 @@ class Optimizers:
         if model.linear_probe is not None:
             probe = Adam(model.linear_probe.parameters(), lr=config.probe_lr)
             self._parts["linear_probe"] = (model.linear_probe, probe)
+        if model.decoder is not None:
+            decoder = Adam(model.decoder.parameters(), lr=config.head_lr)
+            self._parts["decoder"] = (model.decoder, decoder)
+
+    def reset_probes(self) -> None:
+        """Forget the moments of both probes, as if their optimisers were new."""
+        for part in ("cluster_probe", "linear_probe"):
+            if part in self._parts:
+                self._parts[part][1].state.clear()
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
