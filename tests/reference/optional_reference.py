@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -61,3 +62,25 @@ def crf_loss(images: np.ndarray, code: np.ndarray, pixels: np.ndarray) -> float:
                 kernel += 3 * math.exp(-d2 / (2 * 0.05))
                 total -= kernel * cosine(codes[:, r1, c1], codes[:, r2, c2])
     return total / (len(images) * len(pixels) ** 2)
+
+
+def original_scores(stats: np.ndarray) -> tuple[float, float]:
+    """MIoU and accuracy in percent as the original counts them with extra clusters.
+
+    `stats` is (clusters, classes), [pred, label], with more clusters than classes. All assignments
+    of a cluster to each class are tried, so give few of both.
+    """
+    num_clusters, num_classes = stats.shape
+    counted = stats.astype(float)
+    counted[num_classes:] = 0  # its mask of valid pixels asks for pred < n_classes
+    best = max(
+        itertools.permutations(range(num_clusters), num_classes),
+        key=lambda chosen: sum(counted[cluster, k] for k, cluster in enumerate(chosen)),
+    )
+    rest = [cluster for cluster in range(num_clusters) if cluster not in best]
+    rows = [*(counted[cluster] for cluster in best), counted[rest].sum(0)]
+    histogram = np.column_stack([np.array(rows), np.zeros(num_classes + 1)])
+    right = np.diag(histogram)
+    with np.errstate(invalid="ignore"):
+        iou = right / (histogram.sum(0) + histogram.sum(1) - right)
+    return 100 * float(np.nanmean(iou)), 100 * float(right.sum() / histogram.sum())
