@@ -48,7 +48,14 @@ def test_a_preset_of_the_paper_is_headed_by_its_provenance(name):
     head = text[: text.index("\n\n")]
     assert all(line.startswith("#") for line in head.splitlines())
     words = " ".join(line.lstrip("# ") for line in head.splitlines())
-    for part in ("Provenance:", "Hardware:", "xpected time:", "core", "ot run here", "python jobs/"):
+    for part in (
+        "Provenance:",
+        "Hardware:",
+        "xpected time:",
+        "core",
+        "ot run here",
+        "python jobs/",
+    ):
         assert part in words, part
     for file in re.findall(r"--config (\S+)", head):
         assert (CONFIGS.parent / file).exists(), file

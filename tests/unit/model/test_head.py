@@ -107,3 +107,19 @@ def test_a_mask_of_another_batch_is_refused():
     masks = (torch.ones(1, 6, 1, 1), torch.ones(1, 6, 1, 1))
     with pytest.raises(ShapeError, match="dropout mask"):
         make_head(NONLINEAR)(make_features(), masks)
+
+
+def test_without_a_head_the_code_is_the_features_whatever_dim_and_masks_say():
+    head, features = make_head(HeadConfig(kind="none", dim=4)), make_features()
+    masks = tuple(dropout_masks(2, 6, 0.5, torch.Generator().manual_seed(2)).double() for _ in "ab")
+    assert head.dim == 6
+    assert torch.equal(head(features), features)
+    assert torch.equal(head(features, masks), features)
+    assert not any(parameter.requires_grad for parameter in head.parameters())
+
+
+def test_without_a_head_a_projection_can_still_be_folded_in():
+    head, features = make_head(HeadConfig(kind="none")), make_features()
+    mean, projection = torch.arange(6).double(), torch.eye(6).double() * 2
+    head.project_code(mean, projection)
+    torch.testing.assert_close(head(features), 2 * (features - mean.view(1, 6, 1, 1)))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import FakeFeatures, ring_neighbors, train_data, train_job
+from factories import FakeFeatures, ring_neighbors, states_equal, train_data, train_job
 
 from stego_core.model.head import Head
 from stego_core.model.smoothing import smooth_code
 from stego_core.training.fit import fit, sample_tokens
+from stego_core.training.loop import LocalContext, train
 from stego_core.training.step import Trainable
 
 DIRECTIONS = np.linalg.qr(np.random.default_rng(3).normal(size=(8, 8)))[0][:3]
@@ -130,3 +131,32 @@ def test_the_drawn_tokens_depend_on_the_seed_alone_and_stop_at_all_cells():
     assert not torch.equal(first, sample_tokens(FakeFeatures(maps), 12, 60, seed=1))
     everything = sample_tokens(FakeFeatures(maps), 12, 10**6, seed=0)
     assert sorted(everything[:, 0].tolist()) == list(range(240))
+
+
+@pytest.mark.parametrize("refit", ["kmeans", "none"])
+def test_extra_clusters_are_fitted_like_the_others(refit):
+    job = train_job(clusters={"count": 3, "extra": 2, "refit": refit})
+    tensors = fit(job, model_of(job), data_of(field(noise=0.4)[0]))
+    assert tensors["clusters"].shape == (5, 6)
+    assert tensors["baseline"].shape == (5, 8)
+    assert len(torch.unique(tensors["clusters"], dim=0)) == 5
+
+
+def test_without_a_head_the_model_holds_the_features_own_clusters():
+    job = train_job(head={"kind": "none"}, clusters={"refit": "none"})
+    model = model_of(job, num_classes=2)
+    maps = field()[0]
+    tensors = fit(job, model, data_of(maps))
+    features = torch.from_numpy(maps).float()
+    assert torch.equal(code_of(job, tensors, features), features)
+    assert tensors["clusters"].shape == (3, 8)
+    assert tensors["linear.weight"].shape == (2, 8)
+
+
+def test_without_a_head_training_moves_the_probes_only():
+    job = train_job(head={"kind": "none"})
+    start = model_of(job, num_classes=2)
+    trained = train(job, train_data(labels=True), LocalContext(), device="cpu")
+    assert states_equal(start.head, trained.head)
+    assert not states_equal(start.cluster_probe, trained.cluster_probe)
+    assert not states_equal(start.linear_probe, trained.linear_probe)
