@@ -167,6 +167,17 @@ def test_the_points_lead_grid_sample_to_the_labels(labelled):
     torch.testing.assert_close(sampled[0, 0], labels.float(), atol=1e-3, rtol=0)
 
 
+def test_whole_label_maps_are_the_resized_crops_and_255_without_labels(labelled):
+    maps = source_of(labelled).read_maps(np.array([3, 9, 10]), 32)
+    assert maps.shape == (3, 32, 32)
+    assert maps.dtype == torch.int64
+    for row, whole in enumerate([label_map(seed=1), label_map(20, 20, seed=2)]):
+        box = view_boxes(*whole.shape, crops="five", ratio=0.6)[(3, 4)[row]]
+        expected = resize_labels(whole, 32, 32, box=box)
+        np.testing.assert_array_equal(maps[row].numpy(), expected)
+    assert (maps[2] == 255).all()
+
+
 def test_an_image_without_a_label_file_is_ignored_everywhere(labelled):
     labels, _ = source_of(labelled).read(np.array([10, 14, 0]), drawn([0, 0, 0]), 32)
     assert (labels[:2] == 255).all()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from factories import FolderContext, train_data, train_job
 
+from stego_core.config.compat import TrainCompat
 from stego_core.training.loop import train
 
 # Measured: 1.5e-8 at most after five steps; sums over workers are added in another order.
@@ -42,17 +45,24 @@ def work(rank, folder, jobs):
         dist.destroy_process_group()
 
 
-JOBS = [job_of(), job_of(pointwise=False, zero_clamp=False)]
+JOBS = [
+    job_of(),
+    job_of(pointwise=False, zero_clamp=False),
+    job_of(reconstruction=0.5),
+]
+# The one switch that is meant to make a run depend on the number of workers.
+WORKER_MEAN = dataclasses.replace(job_of(), compat=TrainCompat(worker_mean=True))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """For every job the states of both workers and of a single one."""
     folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(work, args=(folder, JOBS), nprocs=WORKERS)
+    jobs = [*JOBS, WORKER_MEAN]
+    mp.spawn(work, args=(folder, jobs), nprocs=WORKERS)
     ranks = [torch.load(folder / f"rank-{rank}.pt") for rank in range(WORKERS)]
     single = []
-    for number, job in enumerate(JOBS):
+    for number, job in enumerate(jobs):
         path = folder / f"single-{number}"
         path.mkdir()
         single.append(trained(path, 0, 1, job))
@@ -75,6 +85,15 @@ def test_two_workers_train_the_weights_that_one_trains(runs, number):
 def test_the_workers_agree_to_the_last_bit(runs, number):
     (first, _), (second, _) = (rank[number] for rank in runs[0])
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_with_the_mean_of_each_worker_two_workers_train_other_weights(runs):
+    ranks, single = runs
+    (state, _), (expected, _) = ranks[0][len(JOBS)], single[len(JOBS)]
+    assert (state["head.linear.weight"] - expected["head.linear.weight"]).abs().max() > TOLERANCE
+    # One worker's mean is the mean of the batch.
+    plain, _ = single[0]
+    assert all(torch.equal(plain[name], expected[name]) for name in plain)
 
 
 def test_the_weights_have_moved_far_more_than_the_tolerance(runs):
