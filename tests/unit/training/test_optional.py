@@ -33,7 +33,7 @@ from stego_core.loss.crf import POINTS, SIDE, crf_loss
 from stego_core.loss.reconstruction import reconstruction_loss
 from stego_core.loss.salience import salient_points
 from stego_core.model.backbone import load_backbone
-from stego_core.training.loop import LocalContext, train
+from stego_core.training.loop import LocalContext, _reset_seed, train
 from stego_core.training.optional import (
     OptionalInputs,
     check_sources,
@@ -374,3 +374,15 @@ def test_a_run_that_was_killed_around_the_reset_ends_with_the_same_weights(tmp_p
         train(job, data, FolderContext(tmp_path, dies_at=dies_at), device="cpu")
     resumed = train(job, data, FolderContext(tmp_path), device="cpu")
     assert states_equal(whole, resumed)
+
+
+def test_the_first_step_after_a_reset_is_that_of_a_new_optimiser_on_new_probes():
+    job = train_job(train={"steps": 3, "reset_probes_at": 2})
+    trained = train(job, train_data(labels=True), LocalContext(), device="cpu")
+    fresh = Trainable(job, channels=8, num_classes=2, shifts={})
+    fresh.reset_probes(_reset_seed(job.seed))
+    for name in ("cluster_probe.clusters", "linear_probe.classifier.weight"):
+        moved = (trained.state_dict()[name] - fresh.state_dict()[name]).abs()
+        # Adam's first step is the learning rate for every weight that has a gradient.
+        assert moved.max().item() == pytest.approx(job.train.probe_lr, rel=1e-2), name
+        assert (moved > 0.9 * job.train.probe_lr).float().mean() > 0.6
