@@ -18,18 +18,19 @@ from stego_core.config.schema import EvaluateJob
 from stego_core.datasets.demo import DEMO
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.data import check_data, select_images
 from stego_core.distributed.evaluate_stages import EvaluateWorker, fetch_labelled, pass_on
 from stego_core.distributed.fetch import WholeImage
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, run_units
-from stego_core.errors import InputError
+from stego_core.errors import ImageProblem, InputError
 from stego_core.inference.crf import require_crf
 from stego_core.metrics.scores import Scores, score_classes, score_clusters
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import CLUSTER, LINEAR
 from stego_core.storage import fs
-from stego_core.storage.manifest import list_images, write_manifest
+from stego_core.storage.manifest import write_manifest
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ _SCHEMA = pa.schema(
 def plan_evaluate(job: EvaluateJob) -> list[str]:
     """Return what a run would do, one line each, without touching anything."""
     dataset = _labelled(job)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    files = select_images(job.data, dataset)
     return [
         f"model: {find_model(job.model)}",
         f"images: {dataset.images_uri}: {len(files)}",
@@ -73,6 +74,17 @@ def _labelled(job: EvaluateJob) -> Dataset:
     return dataset
 
 
+def _checked(job: EvaluateJob, run: RunDirectory) -> tuple[Dataset, list[fs.ListedFile]]:
+    """Return the labelled data set and its images, at least one of which has a label file."""
+    dataset = _labelled(job)
+    files = select_images(job.data, dataset)
+    if not check_data(run, job.data, dataset, files, job.limits).pairs:
+        raise InputError(
+            f"none of the {len(files)} images in {dataset.images_uri} has a label file"
+        )
+    return dataset, files
+
+
 def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     """Score `job.model` on a labelled split; write `metrics.json` and `metrics/metrics.parquet`.
 
@@ -84,8 +96,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
         require_crf()
     folder = find_model(job.model)
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
-    dataset = _labelled(job)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    dataset, files = _checked(job, run)
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     manifest = write_manifest(
         run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
@@ -93,7 +104,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
     patch = find_backbone(card["backbone"]["name"]).patch_size
     totals: dict[str, np.ndarray] = {}
-    scored = 0
+    scored = usable = 0
     done: set[int] = set()
     run.status("running", stage="evaluate")
     with connect(debug=job.debug):
@@ -128,10 +139,11 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
             for head, counts in receipt["confusion"].items():
                 totals[head] = totals.get(head, 0) + np.array(counts, np.int64)
             scored += receipt["scored"]
+            usable += receipt["statuses"].get(ImageProblem.OK, 0)
             done.add(receipt["unit"])
             progress.add(receipt["statuses"])
         progress.finish()
-    _report(job, run, dataset, totals, scored)
+    _report(job, run, dataset, totals, {"scored": scored, "unlabelled": usable - scored})
 
 
 def _scored_classes(job: EvaluateJob, confusion: np.ndarray) -> list[int]:
@@ -151,10 +163,10 @@ def _report(
     run: RunDirectory,
     dataset: Dataset,
     totals: dict[str, np.ndarray],
-    scored: int,
+    counts: dict[str, int],
 ) -> None:
     if not totals:
-        raise InputError(f"none of the images in {dataset.images_uri} has a label file")
+        raise InputError(f"none of the images in {dataset.images_uri} has a usable label file")
     classes = _scored_classes(job, totals[CLUSTER])
     flat: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -174,8 +186,8 @@ def _report(
     run.write_json(
         "metrics.json", {key: round(value, 4) for key, value in flat.items() if not isnan(value)}
     )
-    run.write_json("protocol.json", _protocol(job, classes, scored, dataset))
-    run.count(scored=scored)
+    run.write_json("protocol.json", _protocol(job, classes, counts, dataset))
+    run.count(**counts)
     for head in totals:
         miou, accuracy = flat[f"{head}.miou"], flat[f"{head}.accuracy"]
         logger.info("%s: mIoU %.2f %%, accuracy %.2f %%", head, miou, accuracy)
@@ -218,11 +230,12 @@ def _write_confusion(
 
 
 def _protocol(
-    job: EvaluateJob, classes: list[int], scored: int, dataset: Dataset
+    job: EvaluateJob, classes: list[int], counts: dict[str, int], dataset: Dataset
 ) -> dict[str, Any]:
     """Return what has to be said next to the numbers."""
     return {
-        "images": scored,
+        "images": counts["scored"],
+        "images_without_labels": counts["unlabelled"],
         "images_uri": dataset.images_uri,
         "classes": classes,
         "matching": "one global Hungarian matching over the whole split",

@@ -30,7 +30,7 @@ _COLUMNS = [
     ("pixel_width", pa.int32()),
 ]
 
-Prepare = Callable[[np.ndarray], np.ndarray]
+Prepare = Callable[[np.ndarray, int], np.ndarray]
 
 
 def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: ImageLimits) -> pa.Table:
@@ -39,7 +39,7 @@ def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: Image
     Args:
         unit: of the manifest.
         manifest: what to read.
-        prepare: decoded image (H, W, 3) → uint8 (..., h, w, 3) for the model.
+        prepare: decoded image (H, W, 3) and image id → uint8 (..., h, w, 3) for the model.
         limits: of the decoder.
 
     Returns:
@@ -48,14 +48,16 @@ def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: Image
     """
     rows = manifest.read_unit(unit)
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes, uris = rows["image_bytes"].to_pylist(), rows["image_uri"].to_pylist()
-        fetched = list(pool.map(lambda u, s: _fetch_image(u, s, prepare, limits), uris, sizes))
+        columns = [rows[c].to_pylist() for c in ("image_uri", "image_id", "image_bytes")]
+        fetched = list(pool.map(lambda u, i, s: _fetch_image(u, i, s, prepare, limits), *columns))
     for name, kind in _COLUMNS:
         rows = rows.append_column(name, pa.array([f.get(name) for f in fetched], kind))
     return rows
 
 
-def _fetch_image(uri: str, size: int, prepare: Prepare, limits: ImageLimits) -> dict[str, Any]:
+def _fetch_image(
+    uri: str, image_id: int, size: int, prepare: Prepare, limits: ImageLimits
+) -> dict[str, Any]:
     if size > limits.max_bytes:  # known from the listing: not even read
         detail = f"{size} bytes; the limit is {limits.max_bytes}"
         return {"status": ImageProblem.TOO_MANY_BYTES.value, "detail": detail}
@@ -63,7 +65,7 @@ def _fetch_image(uri: str, size: int, prepare: Prepare, limits: ImageLimits) -> 
     image = data if isinstance(data, ImageFailure) else decode_image(data, limits)
     if isinstance(image, ImageFailure):
         return {"status": image.problem.value, "detail": image.detail}
-    pixels = prepare(image)
+    pixels = prepare(image, image_id)
     return {
         "status": ImageProblem.OK.value,
         "image_height": image.shape[0],
@@ -97,7 +99,7 @@ class WholeImage:
     def __init__(self, *, resolution: int, patch: int) -> None:
         self._resolution, self._patch = resolution, patch
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, image_id: int = 0) -> np.ndarray:
         """Return (h, w, 3) uint8 with h and w multiples of the patch size."""
         h, w = fit_grid(
             image.shape[0], image.shape[1], resolution=self._resolution, patch=self._patch
@@ -111,10 +113,14 @@ class SquareViews:
     def __init__(self, config: ViewConfig, *, side: int) -> None:
         self._config, self._side = config, side
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, image_id: int) -> np.ndarray:
         """Return (V, side, side, 3) uint8."""
         boxes = view_boxes(
-            image.shape[0], image.shape[1], crops=self._config.crops, ratio=self._config.crop_ratio
+            image.shape[0],
+            image.shape[1],
+            crops=self._config.crops,
+            ratio=self._config.crop_ratio,
+            image_id=image_id,
         )
         return np.stack([resize_image(image, self._side, self._side, box=box) for box in boxes])
 

@@ -13,6 +13,7 @@ from stego_core.config.schema import MineJob
 from stego_core.datasets.demo import resolve_demo
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.data import check_data, select_images
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.mine_stages import EmbedWorker, count_unit
 from stego_core.distributed.progress import Progress
@@ -24,7 +25,7 @@ from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
-from stego_core.storage.manifest import Manifest, digest_files, list_images, write_manifest
+from stego_core.storage.manifest import Manifest, digest_files, write_manifest
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
 
@@ -63,7 +64,7 @@ def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
 
 def views_per_image(job: MineJob) -> int:
     """Return how many views each image gives."""
-    return 5 if job.views.crops == "five" else 1
+    return 1 if job.views.crops == "whole" else 5
 
 
 def plan_mine(job: MineJob) -> list[str]:
@@ -74,7 +75,7 @@ def plan_mine(job: MineJob) -> list[str]:
     if root is None:
         return [*lines, "images: the demo pictures, not written yet", "mine: to do"]
     dataset = open_dataset(root, job.data.split)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    files = select_images(job.data, dataset)
     size = store_bytes(job, record, len(files))
     stored = "stored" if size <= job.store.max_bytes else "not stored (store.max_bytes)"
     units = -(-len(files) // _unit_images(job))
@@ -105,7 +106,7 @@ def find_images(job: MineJob) -> tuple[Dataset, list[fs.ListedFile]]:
     root = resolve_demo(job.data.root, write=True)
     assert root is not None  # noqa: S101 - write=True always returns a folder
     dataset = open_dataset(root, job.data.split)
-    return dataset, list_images(dataset.images_uri, limit=job.data.limit)
+    return dataset, select_images(job.data, dataset)
 
 
 def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, list[fs.ListedFile]]) -> Mined:
@@ -119,6 +120,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, list[fs.ListedF
         TooManyFailures: if more images can't be used than `max_failed` allows.
     """
     dataset, files = source
+    check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes

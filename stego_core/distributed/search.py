@@ -9,7 +9,7 @@ import ray
 import torch
 
 from stego_core.config.load import fingerprint
-from stego_core.config.schema import MineJob
+from stego_core.config.schema import MineJob, NeighborsConfig
 from stego_core.neighbors.search import exact_top_k
 from stego_core.neighbors.table import write_part
 from stego_core.storage import fs
@@ -21,19 +21,20 @@ logger = logging.getLogger(__name__)
 _QUERY_BLOCK = 8192  # views whose neighbours one task searches
 
 
-def _search_block(
-    views: Views, start: int, uri: str, *, stored: int, tile_bytes: int, key: str
-) -> int:
+def _search_block(views: Views, start: int, uri: str, *, config: NeighborsConfig, key: str) -> int:
     rows = slice(start, start + _QUERY_BLOCK)
     embeddings = torch.from_numpy(views.embeddings.copy())
+    # A view is never its own neighbour; with `exclude_own` no view of its image is.
     groups = torch.from_numpy(views.image_ids.copy())
+    if not config.exclude_own:
+        groups = torch.arange(len(groups))
     scores, indices = exact_top_k(
         embeddings[rows],
         embeddings,
-        stored,
+        config.stored,
         query_groups_Q=groups[rows],
         gallery_groups_G=groups,
-        tile_bytes=tile_bytes,
+        tile_bytes=config.tile_bytes,
     )
     write_part(uri, views, rows, scores.numpy(), indices.numpy(), key=key)
     return len(scores)
@@ -48,7 +49,7 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
         views: all views with their embeddings.
         key: fingerprint of the embeddings.
     """
-    search_key = fingerprint(key, job.neighbors.stored)
+    search_key = fingerprint(key, job.neighbors.stored, job.neighbors.exclude_own)
     current = run.read_json("neighbors/key.json") or {}
     if current.get("key") == search_key:
         return
@@ -62,8 +63,7 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
             reference,
             start,
             run.path("neighbors", f"part-{part:05d}.parquet"),
-            stored=job.neighbors.stored,
-            tile_bytes=job.neighbors.tile_bytes,
+            config=job.neighbors,
             key=key,
         )
         for part, start in enumerate(range(0, len(views.image_ids), _QUERY_BLOCK))

@@ -90,12 +90,17 @@ class FromBackbone:
         return features.cpu().half().float()
 
     def _pixels(self, view: int) -> np.ndarray:
-        uri = self._uris[int(self._views.image_ids[view])]
+        image_id = int(self._views.image_ids[view])
+        uri = self._uris[image_id]
         image = decode_image(fs.read_bytes(uri), self._limits)
         if isinstance(image, ImageFailure):
             raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
         boxes = view_boxes(
-            image.shape[0], image.shape[1], crops=self._config.crops, ratio=self._config.crop_ratio
+            image.shape[0],
+            image.shape[1],
+            crops=self._config.crops,
+            ratio=self._config.crop_ratio,
+            image_id=image_id,
         )
         return resize_image(image, self._side, self._side, box=boxes[self._views.crops[view]])
 
@@ -156,10 +161,16 @@ class LabelSource:
         return largest + 1
 
     def _view_labels(self, view: int, side: int) -> np.ndarray | None:
-        labels = self._image_labels(int(self._views.image_ids[view]))
+        image_id = int(self._views.image_ids[view])
+        labels = self._image_labels(image_id)
         if labels is None:
             return None
-        boxes = view_boxes(*labels.shape, crops=self._config.crops, ratio=self._config.crop_ratio)
+        boxes = view_boxes(
+            *labels.shape,
+            crops=self._config.crops,
+            ratio=self._config.crop_ratio,
+            image_id=image_id,
+        )
         return resize_labels(labels, side, side, box=boxes[self._views.crops[view]])
 
     def _image_labels(self, image_id: int) -> np.ndarray | None:
