@@ -43,6 +43,7 @@ DATASETS: dict[str, Official] = {
 }
 _MAX_MOSAICS = 2  # held in memory at a time: one has 36 million pixels, several times over
 _SHOWN_PROBLEMS = 20
+_TILE_NAME = re.compile(r"(_r\d+_c\d+)?\.\w+$")  # what follows the stem of an item
 _SPLIT = re.compile(r"\w[\w+-]*")
 
 Pieces = Iterable[tuple[str, NDArray[np.uint8]]]
@@ -72,7 +73,7 @@ def plan_prepare(job: PrepareJob) -> list[str]:
             f"{split}: {len(found.items)} {thing}, {labelled} with labels; {left} {thing} to do"
         )
         lines += [f"{split}: {note}" for note in found.notes]
-    problems = _problems(splits)
+    problems = _problems(job, official, splits)
     lines += [f"problem: {problem}" for problem in problems]
     if problems:
         lines.append("these problems would end the run before it writes anything")
@@ -93,7 +94,7 @@ def prepare(job: PrepareJob, run: RunDirectory, decoders: Decoders) -> None:
             after all others are written. Every problem has a line.
     """
     official, splits = _find(job)
-    problems = _problems(splits)
+    problems = _problems(job, official, splits)
     if problems:
         raise InputError("\n".join(problems))
     run.claim({"dataset": job.dataset})
@@ -142,10 +143,19 @@ def _find(job: PrepareJob) -> tuple[Official, dict[str, Found]]:
     return official, {split: official.find(root, split) for split in splits}
 
 
-def _problems(splits: dict[str, Found]) -> list[str]:
+def _problems(job: PrepareJob, official: Official, splits: dict[str, Found]) -> list[str]:
+    """Return what stands in the way of a run, one line each."""
     lines = []
     for split, found in splits.items():
         lines += [f"{split}: {problem}" for problem in found.problems]
+        folder = fs.join(job.out, "imgs", split)
+        stems = {item.stem for item in found.items}
+        others = sorted(n for n in _present(folder) if _TILE_NAME.sub("", n) not in stems)
+        if found.items and others:
+            lines.append(
+                f"{split}: {folder} holds {len(others)} files that are not of this split, the "
+                f"first: {others[0]}; delete the folder or give another --out"
+            )
     return lines
 
 

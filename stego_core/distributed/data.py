@@ -31,6 +31,19 @@ def select_images(data: DataConfig, dataset: Dataset) -> list[ListedFile]:
     return list_images(dataset.images_uri, limit=data.limit, fraction=data.fraction)
 
 
+def plan_check(
+    data: DataConfig, dataset: Dataset, files: list[ListedFile], limits: ImageLimits
+) -> list[str]:
+    """Return the counts of a check and what it finds odd, one line each (see `check_data`)."""
+    if dataset.labels_uri is None:
+        return []
+    check = _check(data, dataset, files, limits)
+    return [
+        f"label files: {check.labels}, images with one: {check.pairs} of {check.images}",
+        *(f"data: {finding.text}" for finding in check.findings),
+    ]
+
+
 def check_data(
     run: RunDirectory,
     data: DataConfig,
@@ -43,9 +56,15 @@ def check_data(
     Raises:
         InputError: if the labels folder can't be listed.
     """
-    is_subset = data.limit is not None or data.fraction < 1
-    check = check_dataset(dataset, files, decoders(limits), is_subset=is_subset)
+    check = _check(data, dataset, files, limits)
     for finding in check.findings:
         logger.warning("data: %s", finding.text)
     run.event("data/check", images_uri=dataset.images_uri, **asdict(check))
     return check
+
+
+def _check(
+    data: DataConfig, dataset: Dataset, files: list[ListedFile], limits: ImageLimits
+) -> DataCheck:
+    is_subset = data.limit is not None or data.fraction < 1
+    return check_dataset(dataset, files, decoders(limits), is_subset=is_subset)

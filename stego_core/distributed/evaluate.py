@@ -18,7 +18,7 @@ from stego_core.config.schema import EvaluateJob
 from stego_core.datasets.demo import DEMO
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
-from stego_core.distributed.data import check_data, select_images
+from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.evaluate_stages import EvaluateWorker, fetch_labelled, pass_on
 from stego_core.distributed.fetch import WholeImage
 from stego_core.distributed.progress import Progress
@@ -58,6 +58,7 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
         f"model: {find_model(job.model)}",
         f"images: {dataset.images_uri}: {len(files)}",
         f"labels: {dataset.labels_uri}",
+        *plan_check(job.data, dataset, files, job.limits),
         f"crf: {'on' if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}",
     ]
 

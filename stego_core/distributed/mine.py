@@ -13,7 +13,7 @@ from stego_core.config.schema import MineJob
 from stego_core.datasets.demo import resolve_demo
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
-from stego_core.distributed.data import check_data, select_images
+from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.mine_stages import EmbedWorker, count_unit
 from stego_core.distributed.progress import Progress
@@ -84,6 +84,7 @@ def plan_mine(job: MineJob) -> list[str]:
     return [
         *lines,
         f"images: {dataset.images_uri}: {len(files)}, labels: {dataset.labels_uri or 'none'}",
+        *plan_check(job.data, dataset, files, job.limits),
         f"views: {len(files) * views_per_image(job)} ({job.views.crops}), "
         f"features: {size / 2**20:.0f} MiB, {stored}",
         f"mine: {'reuse' if reuse else f'to do, {units} units'}",

@@ -177,7 +177,10 @@ class LabelSource:
         if image_id in self._cache:
             self._cache.move_to_end(image_id)
             return self._cache[image_id]
-        data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
+        try:
+            data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
+        except OSError:  # labels may be missing in any way: training does not need them
+            data = None
         labels = None if data is None else decode_label(data, self._limits)
         if isinstance(labels, ImageFailure):
             labels = None
