@@ -24,6 +24,7 @@ from stego_core.storage.manifest import image_id
 SAMPLED_LABELS = 200  # label files read, so that a check of any data set takes seconds
 _THREADS = 8
 _ASPECT_TOLERANCE = 0.02  # sizes rounded to whole pixels differ by less
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # those that are decoded later
 _ORIENTATION = 274  # of EXIF; 5 and more lie on their side
 
 
@@ -117,6 +118,7 @@ def _look_into(
     dataset: Dataset, sample: list[tuple[fs.ListedFile, str]], decoders: Decoders
 ) -> Iterator[Finding | None]:
     num_classes = len(dataset.class_names) or IGNORE
+    Image.init()  # loads the plugins that are named below
     with ThreadPoolExecutor(_THREADS) as pool:
         looked = list(pool.map(lambda pair: _look(pair[0], pair[1], decoders, num_classes), sample))
     of = f"of {len(sample)} label files looked into"
@@ -142,7 +144,7 @@ def _look(
     wrong = labels[(labels != IGNORE) & (labels >= num_classes)]
     if wrong.size:
         odd["unknown_class"] = f"{label_uri} ({int(wrong.max())})"
-    size = _image_size(file)
+    size = _image_size(file) if file.num_bytes <= decoders.limits.max_bytes else None
     if size is not None:
         height, width = labels.shape
         aspect = (width / height) / (size[1] / size[0])
@@ -155,7 +157,7 @@ def _look(
 def _image_size(file: fs.ListedFile) -> tuple[int, int] | None:
     """Return height and width of the upright image from its header, None if it has none."""
     try:
-        with Image.open(io.BytesIO(fs.read_bytes(file.uri))) as image:
+        with Image.open(io.BytesIO(fs.read_bytes(file.uri)), formats=_FORMATS) as image:
             is_lying = image.getexif().get(_ORIENTATION, 1) >= 5
             return image.size if is_lying else (image.height, image.width)
     except Exception:  # reading the pixels will tell what is wrong with it

@@ -148,3 +148,13 @@ def test_a_sample_of_bounded_size_is_read_and_always_the_same(tmp_path, monkeypa
     assert len(first) == 11  # a label and an image each, and classes.txt
     check(tmp_path)
     assert sorted(reads) == first
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "MPO"])
+def test_the_shape_of_every_accepted_format_is_seen(kind, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(20, 30)).save(buffer, kind)
+    write_tree(tmp_path, {f"imgs/train/a.{kind.lower()}": buffer.getvalue()})
+    file = next(fs.list_files(str(tmp_path)))
+    Image.init()
+    assert check_module._image_size(file) == (20, 30)
