@@ -221,7 +221,12 @@ def place_file(source: Path, target: str, *, link: bool) -> None:
         source: the file.
         target: local path or URI; a file that is there stays.
         link: False copies.
+
+    Raises:
+        InputError: if the source is gone: a link to nothing would look like a file.
     """
+    if not source.is_file():
+        raise InputError("listed, but gone when it was read, or not a file")
     if link and fs.is_local(target):
         path = fs.local_path(target)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,12 +263,10 @@ def _try(write: Callable[[Item], None], item: Item, path: Any) -> str | None:
         write(item)
     except InputError as error:
         return f"{path}: {error}"
-    except FileNotFoundError:
-        return f"{path}: listed, but gone when it was read"
-    except PermissionError as error:
+    except OSError as error:
         if str(error.filename) != str(path):  # the output's, which no other file escapes
             raise
-        return f"{path}: no permission to read it"
+        return f"{path}: can't be read: {error.strerror}"
     return None
 
 

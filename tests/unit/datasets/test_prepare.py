@@ -314,3 +314,27 @@ def test_unlisted_areas_and_unknown_splits_of_potsdam_are_left_out_or_named(tmp_
     lines = plan_prepare(job_of("potsdam3-raw", root, tmp_path / "out", splits=("all", "half")))
     assert any(line.startswith("all: 3 mosaics, 3 with labels") for line in lines)
     assert any("no split 'half'; there are: train, val, all" in line for line in lines)
+
+
+def test_images_that_lead_nowhere_and_labels_that_are_folders_are_named(tmp_path):
+    root, out = write_voc(tmp_path / "in"), tmp_path / "out"
+    base = root / "VOCdevkit/VOC2012"
+    (base / "JPEGImages/2007_000032.jpg").unlink()
+    (base / "JPEGImages/2007_000032.jpg").symlink_to(tmp_path / "nowhere")
+    label = base / "SegmentationClass/2007_000039.png"
+    label.unlink()
+    label.mkdir()  # what root may not read either
+    with pytest.raises(InputError) as caught:
+        run(job_of("voc2012", root, out))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "2007_000032.jpg: listed, but gone" in lines[1]
+    assert "2007_000039.png: can't be read: Is a directory" in lines[2]
+    assert [path.name for path in (out / "imgs/train").iterdir()] == ["2007_000039.jpg"]
+
+
+def test_an_output_that_can_not_be_written_ends_the_run(tmp_path):
+    root = write_voc(tmp_path / "in")
+    write_tree(tmp_path, {"out/imgs": b"a file where a folder should be"})
+    with pytest.raises(OSError, match="imgs"):
+        run(job_of("voc2012", root, tmp_path / "out"))
