@@ -2,7 +2,8 @@
 
 Every switch is off by default and changes one thing. A job has only the switches that act on it;
 the presets `stego-paper.toml` and `stego-paper-evaluate.toml` turn all of them on. docs/compat.md
-lists them with the reasons for departing.
+lists them with the reasons for departing. What is an ordinary setting has no switch: the presets
+set `neighbors.exclude_own`, `head.whiten` and others as the original has them.
 
 Source: the code published with Hamilton et al. 2022, as docs/compat.md describes it.
 """
@@ -27,12 +28,11 @@ class MineCompat(ImageCompat):
     """What the original does while it mines neighbours."""
 
     jpeg_crops: bool = False
-    """Store the crops of `views.crops = "five"` as JPEG of quality 75 before they are resized."""
+    """Compress crops (`views.crops` other than `whole`) as JPEG of quality 75 before they are
+    resized, as the original does when it stores them."""
     mining_dropout: bool = False
     """Drop one channel in ten of each view's features, at random, before they are averaged into
     the embedding: the original leaves its network in training mode."""
-    sibling_neighbors: bool = False
-    """Let other crops of a view's own image be its neighbours."""
     skip_first_neighbor: bool = False
     """Leave out the first hit, assumed to be the view itself, instead of the view by its id: with
     exact duplicates a view may become its own neighbour."""

@@ -43,6 +43,9 @@ class DataConfig(Strict):
     """Label values that are not scored (treated as 255)."""
     score_classes: tuple[NonNegative, ...] = ()
     """The only label values to score; empty scores all that are not ignored."""
+    fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Use only this share of the images, chosen by a hash of each image's path: the same ones
+    every time, also when more images come. Applied before `limit`."""
     limit: Positive | None = None
     """Use only the first N images of the stable listing."""
 
@@ -71,9 +74,10 @@ class ViewConfig(Strict):
 
     resolution: Positive = 224
     """Side of a view, in pixels; rounded up to a multiple of the patch size."""
-    crops: Literal["whole", "five"] = "whole"
+    crops: Literal["whole", "five", "random"] = "whole"
     """`whole`: the centre square; `five`: four corners and centre of each image, for
-    scenes of many small things (the paper used it on CocoStuff and Cityscapes)."""
+    scenes of many small things (the paper used it on CocoStuff and Cityscapes); `random`: five
+    crops at places drawn from the image's id, so every run cuts the same ones."""
     crop_ratio: Annotated[float, Gt(0), Le(1)] = 0.5
     """Side of a crop as a share of the image's side."""
 
@@ -86,6 +90,9 @@ class NeighborsConfig(Strict):
     """Neighbours kept in the table for each view."""
     used: Positive = 7
     """A training pair draws uniformly from the nearest `used` (paper, section 4)."""
+    exclude_own: bool = True
+    """Other views of the same image are never neighbours. Without it they may be, as in the
+    original code; the view itself still can't."""
     tile_bytes: Positive = 64 * 2**20
     """Largest score tile held by one search task, in bytes."""
 
@@ -209,4 +216,34 @@ class ReportJob(_Job):
     """Images shown, spread evenly over all."""
 
 
-Job = MineJob | TrainJob | SegmentJob | EvaluateJob | ReportJob
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareJob(_Job):
+    """Bring an official data set into the layout that the other jobs read."""
+
+    dataset: (
+        Literal[
+            "cocostuff27",
+            "cocostuff15",
+            "cocostuff3",
+            "cityscapes27",
+            "potsdam3",
+            "potsdam3-raw",
+            "voc2012",
+            "camvid",
+        ]
+        | None
+    ) = None
+    """Which data set (see docs/datasets.md)."""
+    source: str | None = None
+    """Local folder of the unpacked official download."""
+    out: str = "data"
+    """Folder or URI of the result: `imgs/`, `labels/`, `classes.txt`."""
+    splits: tuple[str, ...] = ()
+    """Splits to prepare, by the data set's own names; empty takes its usual ones."""
+    link: bool = True
+    """Link image files to the source where the file system can, instead of copying them."""
+    threads: Positive = 8
+    """Files read and written at a time."""
+
+
+Job = MineJob | TrainJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob

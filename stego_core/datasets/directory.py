@@ -31,7 +31,16 @@ class Dataset:
         """Return where the labels of the image at `path` (below the images folder) would be."""
         if self.labels_uri is None:
             raise InputError(f"{self.images_uri} has no labels")
-        return fs.join(self.labels_uri, str(PurePosixPath(path).with_suffix(".png")))
+        return fs.join(self.labels_uri, label_path(path))
+
+
+def label_path(path: str) -> str:
+    """Return the path of an image's label below the labels folder: same folder, same stem.
+
+    >>> label_path("city/a.b.jpg")
+    'city/a.b.png'
+    """
+    return str(PurePosixPath(path).with_suffix(".png"))
 
 
 def open_dataset(root: str, split: str) -> Dataset:

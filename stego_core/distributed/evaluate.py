@@ -19,18 +19,19 @@ from stego_core.config.schema import EvaluateJob, ViewConfig
 from stego_core.datasets.demo import DEMO
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.evaluate_stages import EvaluateWorker, fetch_labelled, pass_on
 from stego_core.distributed.fetch import Prepare, SquareViews, WholeImage
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, run_units
-from stego_core.errors import InputError
+from stego_core.errors import ImageProblem, InputError
 from stego_core.inference.crf import require_crf
 from stego_core.metrics.scores import Scores, score_classes, score_clusters
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import CLUSTER, LINEAR
 from stego_core.storage import fs
-from stego_core.storage.manifest import list_images, write_manifest
+from stego_core.storage.manifest import write_manifest
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
 
@@ -54,11 +55,12 @@ _SCHEMA = pa.schema(
 def plan_evaluate(job: EvaluateJob) -> list[str]:
     """Return what a run would do, one line each, without touching anything."""
     dataset = _labelled(job)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    files = select_images(job.data, dataset)
     return [
         f"model: {find_model(job.model)}",
         f"images: {dataset.images_uri}: {len(files)}",
         f"labels: {dataset.labels_uri}",
+        *plan_check(job.data, dataset, files, job.limits),
         f"crf: {'on' if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}",
     ]
 
@@ -75,6 +77,17 @@ def _labelled(job: EvaluateJob) -> Dataset:
     return dataset
 
 
+def _checked(job: EvaluateJob, run: RunDirectory) -> tuple[Dataset, list[fs.ListedFile]]:
+    """Return the labelled data set and its images, at least one of which has a label file."""
+    dataset = _labelled(job)
+    files = select_images(job.data, dataset)
+    if not check_data(run, job.data, dataset, files, job.limits).pairs:
+        raise InputError(
+            f"none of the {len(files)} images in {dataset.images_uri} has a label file"
+        )
+    return dataset, files
+
+
 def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     """Score `job.model` on a labelled split; write `metrics.json` and `metrics/metrics.parquet`.
 
@@ -86,8 +99,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
         require_crf()
     folder = find_model(job.model)
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
-    dataset = _labelled(job)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    dataset, files = _checked(job, run)
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     manifest = write_manifest(
         run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
@@ -95,7 +107,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
     patch = find_backbone(card["backbone"]["name"]).patch_size
     totals: dict[str, np.ndarray] = {}
-    scored = 0
+    scored = usable = 0
     done: set[int] = set()
     run.status("running", stage="evaluate")
     with connect(debug=job.debug):
@@ -130,10 +142,11 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
             for head, counts in receipt["confusion"].items():
                 totals[head] = totals.get(head, 0) + np.array(counts, np.int64)
             scored += receipt["scored"]
+            usable += receipt["statuses"].get(ImageProblem.OK, 0)
             done.add(receipt["unit"])
             progress.add(receipt["statuses"])
         progress.finish()
-    _report(job, run, dataset, totals, scored)
+    _report(job, run, dataset, totals, {"scored": scored, "unlabelled": usable - scored})
 
 
 def _prepare(job: EvaluateJob, patch: int) -> Prepare:
@@ -162,10 +175,10 @@ def _report(
     run: RunDirectory,
     dataset: Dataset,
     totals: dict[str, np.ndarray],
-    scored: int,
+    counts: dict[str, int],
 ) -> None:
     if not totals:
-        raise InputError(f"none of the images in {dataset.images_uri} has a label file")
+        raise InputError(f"none of the images in {dataset.images_uri} has a usable label file")
     classes = _scored_classes(job, totals[CLUSTER])
     flat: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -190,8 +203,8 @@ def _report(
     run.write_json(
         "metrics.json", {key: round(value, 4) for key, value in flat.items() if not isnan(value)}
     )
-    run.write_json("protocol.json", _protocol(job, classes, scored, dataset))
-    run.count(scored=scored)
+    run.write_json("protocol.json", _protocol(job, classes, counts, dataset))
+    run.count(**counts)
     for head in totals:
         miou, accuracy = flat[f"{head}.miou"], flat[f"{head}.accuracy"]
         logger.info("%s: mIoU %.2f %%, accuracy %.2f %%", head, miou, accuracy)
@@ -234,11 +247,12 @@ def _write_confusion(
 
 
 def _protocol(
-    job: EvaluateJob, classes: list[int], scored: int, dataset: Dataset
+    job: EvaluateJob, classes: list[int], counts: dict[str, int], dataset: Dataset
 ) -> dict[str, Any]:
     """Return what has to be said next to the numbers."""
     return {
-        "images": scored,
+        "images": counts["scored"],
+        "images_without_labels": counts["unlabelled"],
         "images_uri": dataset.images_uri,
         "classes": classes,
         "matching": "one global Hungarian matching over the whole split",

@@ -32,7 +32,7 @@ _COLUMNS = [
     ("pixel_width", pa.int32()),
 ]
 
-Prepare = Callable[[np.ndarray], np.ndarray]
+Prepare = Callable[[np.ndarray, int], np.ndarray]
 
 
 def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: ImageLimits) -> pa.Table:
@@ -41,7 +41,7 @@ def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: Image
     Args:
         unit: of the manifest.
         manifest: what to read.
-        prepare: decoded image (H, W, 3) → uint8 (..., h, w, 3) for the model.
+        prepare: decoded image (H, W, 3) and image id → uint8 (..., h, w, 3) for the model.
         limits: of the decoder.
 
     Returns:
@@ -50,14 +50,16 @@ def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: Image
     """
     rows = manifest.read_unit(unit)
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes, uris = rows["image_bytes"].to_pylist(), rows["image_uri"].to_pylist()
-        fetched = list(pool.map(lambda u, s: _fetch_image(u, s, prepare, limits), uris, sizes))
+        columns = [rows[c].to_pylist() for c in ("image_uri", "image_id", "image_bytes")]
+        fetched = list(pool.map(lambda u, i, s: _fetch_image(u, i, s, prepare, limits), *columns))
     for name, kind in _COLUMNS:
         rows = rows.append_column(name, pa.array([f.get(name) for f in fetched], kind))
     return rows
 
 
-def _fetch_image(uri: str, size: int, prepare: Prepare, limits: ImageLimits) -> dict[str, Any]:
+def _fetch_image(
+    uri: str, image_id: int, size: int, prepare: Prepare, limits: ImageLimits
+) -> dict[str, Any]:
     if size > limits.max_bytes:  # known from the listing: not even read
         detail = f"{size} bytes; the limit is {limits.max_bytes}"
         return {"status": ImageProblem.TOO_MANY_BYTES.value, "detail": detail}
@@ -65,7 +67,7 @@ def _fetch_image(uri: str, size: int, prepare: Prepare, limits: ImageLimits) -> 
     image = data if isinstance(data, ImageFailure) else decode_image(data, limits)
     if isinstance(image, ImageFailure):
         return {"status": image.problem.value, "detail": image.detail}
-    pixels = prepare(image)
+    pixels = prepare(image, image_id)
     return {
         "status": ImageProblem.OK.value,
         "image_height": image.shape[0],
@@ -99,7 +101,7 @@ class WholeImage:
     def __init__(self, *, resolution: int, patch: int, nearest: bool = False) -> None:
         self._resolution, self._patch, self._nearest = resolution, patch, nearest
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, image_id: int = 0) -> np.ndarray:
         """Return (h, w, 3) uint8 with h and w multiples of the patch size."""
         h, w = fit_grid(
             image.shape[0], image.shape[1], resolution=self._resolution, patch=self._patch
@@ -113,12 +115,11 @@ class SquareViews:
     def __init__(self, config: ViewConfig, *, side: int, compat: MineCompat) -> None:
         self._config, self._side, self._compat = config, side, compat
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, image_id: int) -> np.ndarray:
         """Return (V, side, side, 3) uint8."""
-        views = [
-            cut_view(image, crop, self._side, config=self._config, compat=self._compat)
-            for crop in range(view_count(self._config))
-        ]
+        options = self._config, self._compat
+        crops = range(view_count(self._config))
+        views = [cut_view(image, image_id, crop, self._side, *options) for crop in crops]
         return np.stack(views)
 
 

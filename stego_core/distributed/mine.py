@@ -13,6 +13,7 @@ from stego_core.config.schema import MineJob
 from stego_core.datasets.demo import resolve_demo
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.mine_stages import EmbedWorker, count_unit
 from stego_core.distributed.progress import Progress
@@ -25,7 +26,7 @@ from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
-from stego_core.storage.manifest import Manifest, digest_files, list_images, write_manifest
+from stego_core.storage.manifest import Manifest, digest_files, write_manifest
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
 
@@ -77,7 +78,7 @@ def plan_mine(job: MineJob) -> list[str]:
     if root is None:
         return [*lines, "images: the demo pictures, not written yet", "mine: to do"]
     dataset = open_dataset(root, job.data.split)
-    files = list_images(dataset.images_uri, limit=job.data.limit)
+    files = select_images(job.data, dataset)
     size = store_bytes(job, record, len(files))
     stored = "stored" if size <= job.store.max_bytes else "not stored (store.max_bytes)"
     units = -(-len(files) // _unit_images(job))
@@ -86,6 +87,7 @@ def plan_mine(job: MineJob) -> list[str]:
     return [
         *lines,
         f"images: {dataset.images_uri}: {len(files)}, labels: {dataset.labels_uri or 'none'}",
+        *plan_check(job.data, dataset, files, job.limits),
         f"views: {len(files) * views_per_image(job)} ({job.views.crops}), "
         f"features: {size / 2**20:.0f} MiB, {stored}",
         f"mine: {'reuse' if reuse else f'to do, {units} units'}",
@@ -108,7 +110,7 @@ def find_images(job: MineJob) -> tuple[Dataset, list[fs.ListedFile]]:
     root = resolve_demo(job.data.root, write=True)
     assert root is not None  # noqa: S101 - write=True always returns a folder
     dataset = open_dataset(root, job.data.split)
-    return dataset, list_images(dataset.images_uri, limit=job.data.limit)
+    return dataset, select_images(job.data, dataset)
 
 
 def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, list[fs.ListedFile]]) -> Mined:
@@ -122,6 +124,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, list[fs.ListedF
         TooManyFailures: if more images can't be used than `max_failed` allows.
     """
     dataset, files = source
+    check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes

@@ -10,7 +10,7 @@ import torch
 
 from stego_core.config.compat import MineCompat
 from stego_core.config.load import fingerprint
-from stego_core.config.schema import MineJob
+from stego_core.config.schema import MineJob, NeighborsConfig
 from stego_core.neighbors.search import exact_top_k, skip_first
 from stego_core.neighbors.table import write_part
 from stego_core.storage import fs
@@ -23,29 +23,23 @@ _QUERY_BLOCK = 8192  # views whose neighbours one task searches
 
 
 def _search_block(
-    views: Views,
-    start: int,
-    uri: str,
-    *,
-    stored: int,
-    tile_bytes: int,
-    key: str,
-    compat: MineCompat,
+    views: Views, start: int, uri: str, *, config: NeighborsConfig, compat: MineCompat, key: str
 ) -> int:
     rows = slice(start, start + _QUERY_BLOCK)
     embeddings = torch.from_numpy(views.embeddings.copy())
+    # A view is never its own neighbour; with `exclude_own` no view of its image is.
     own = torch.arange(len(embeddings))
-    groups = own if compat.sibling_neighbors else torch.from_numpy(views.image_ids.copy())
+    groups = torch.from_numpy(views.image_ids.copy()) if config.exclude_own else own
     scores, indices = exact_top_k(
         embeddings[rows],
         embeddings,
-        stored,
+        config.stored,
         query_groups_Q=groups[rows],
         gallery_groups_G=groups,
-        tile_bytes=tile_bytes,
+        tile_bytes=config.tile_bytes,
     )
     if compat.skip_first_neighbor:
-        scores, indices = skip_first((scores, indices), embeddings[rows], own[rows], stored)
+        scores, indices = skip_first((scores, indices), embeddings[rows], own[rows], config.stored)
     write_part(uri, views, rows, scores.numpy(), indices.numpy(), key=key)
     return len(scores)
 
@@ -59,8 +53,8 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
         views: all views with their embeddings.
         key: fingerprint of the embeddings.
     """
-    switches = (job.compat.sibling_neighbors, job.compat.skip_first_neighbor)
-    search_key = fingerprint(key, job.neighbors.stored, *switches)
+    options = (job.neighbors.stored, job.neighbors.exclude_own, job.compat.skip_first_neighbor)
+    search_key = fingerprint(key, *options)
     current = run.read_json("neighbors/key.json") or {}
     if current.get("key") == search_key:
         return
@@ -74,8 +68,7 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
             reference,
             start,
             run.path("neighbors", f"part-{part:05d}.parquet"),
-            stored=job.neighbors.stored,
-            tile_bytes=job.neighbors.tile_bytes,
+            config=job.neighbors,
             key=key,
             compat=job.compat,
         )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,6 +18,7 @@ from stego_core.errors import ShapeError
 
 _Label = TypeVar("_Label", bound=np.integer[Any])
 
+_RANDOM_CROPS = 5  # as many as the original draws
 _MAX_EXCESS = 1.15  # a grid may have at most this many times the tokens of the square grid
 
 
@@ -96,6 +98,39 @@ def five_crop_boxes(height: int, width: int, ratio: float) -> list[Box]:
     return [Box(top, left, crop_height, crop_width) for top, left in corners]
 
 
+def random_crop_boxes(height: int, width: int, ratio: float, image_id: int) -> list[Box]:
+    """Place five crops at places that look random and are the same in every run.
+
+    The places are shares of the free room, so the label map of an image, if it has another size,
+    is cut at the same places.
+
+    Args:
+        height: Of the image, pixels.
+        width: Of the image, pixels.
+        ratio: Side of a crop as in `five_crop_boxes`.
+        image_id: What the places are drawn from.
+
+    Returns:
+        Five boxes of one size, anywhere inside the image.
+
+    Examples:
+        >>> random_crop_boxes(4, 6, 1.0, 7) == 5 * [Box(0, 0, 4, 6)]
+        True
+
+    Source: `crop_datasets` of the official STEGO code draws five crops by Python's `hash`; there,
+        a crop as large as the image is a division by zero.
+    """
+    crop_height, crop_width = max(1, int(ratio * height)), max(1, int(ratio * width))
+    boxes = []
+    for number in range(_RANDOM_CROPS):
+        digest = hashlib.sha256(f"crop {number} of {image_id}".encode()).digest()
+        down, right = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:16]))
+        top = down * (height - crop_height + 1) >> 64
+        left = right * (width - crop_width + 1) >> 64
+        boxes.append(Box(top, left, crop_height, crop_width))
+    return boxes
+
+
 def centre_square(box: Box) -> Box:
     """Find the largest square in the middle of a box.
 
@@ -116,7 +151,12 @@ def centre_square(box: Box) -> Box:
 
 
 def view_boxes(
-    height: int, width: int, *, crops: Literal["whole", "five"], ratio: float
+    height: int,
+    width: int,
+    *,
+    crops: Literal["whole", "five", "random"],
+    ratio: float,
+    image_id: int | None = None,
 ) -> list[Box]:
     """Place the square views of an image that training and mining use.
 
@@ -124,11 +164,15 @@ def view_boxes(
         height: Of the image, pixels.
         width: Of the image, pixels.
         crops: `whole`: one view, the centre square; `five`: the centre square of each of
-            `five_crop_boxes`, in its order.
+            `five_crop_boxes`, in its order; `random`: that of each of `random_crop_boxes`.
         ratio: Side of a crop as a share of the image's side, (0, 1]; unused for `whole`.
+        image_id: Needed for `random`, unused otherwise.
 
     Returns:
         One or five squares inside the image.
+
+    Raises:
+        ValueError: for `random` without an image id.
 
     Examples:
         >>> view_boxes(4, 6, crops="whole", ratio=0.5)
@@ -136,6 +180,10 @@ def view_boxes(
     """
     if crops == "whole":
         return [centre_square(Box(0, 0, height, width))]
+    if crops == "random":
+        if image_id is None:
+            raise ValueError("random crops are drawn from the image's id")
+        return [centre_square(box) for box in random_crop_boxes(height, width, ratio, image_id)]
     return [centre_square(box) for box in five_crop_boxes(height, width, ratio)]
 
 

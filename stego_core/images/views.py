@@ -15,6 +15,7 @@ from stego_core.images.geometry import (
     centre_square,
     cut_box,
     five_crop_boxes,
+    random_crop_boxes,
     resize_image,
     view_boxes,
 )
@@ -24,16 +25,22 @@ _JPEG_QUALITY = 75  # Pillow's default, with which the official code writes its 
 
 def view_count(config: ViewConfig) -> int:
     """Return how many views each image gives."""
-    return 5 if config.crops == "five" else 1
+    return 1 if config.crops == "whole" else 5
 
 
 def cut_view(
-    image: NDArray[np.uint8], crop: int, side: int, *, config: ViewConfig, compat: MineCompat
+    image: NDArray[np.uint8],
+    image_id: int,
+    crop: int,
+    side: int,
+    config: ViewConfig,
+    compat: MineCompat,
 ) -> NDArray[np.uint8]:
     """Cut one view out of an image.
 
     Args:
         image: RGB, uint8 (H, W, 3).
+        image_id: What the places of random crops are drawn from.
         crop: Number of the view, from 0 to below `view_count(config)`.
         side: Of the view, pixels.
         config: How views are cut.
@@ -44,16 +51,21 @@ def cut_view(
         RGB, uint8 (side, side, 3).
 
     Examples:
-        >>> image = np.zeros((40, 60, 3), np.uint8)
-        >>> cut_view(image, 0, 8, config=ViewConfig(), compat=MineCompat()).shape
+        >>> cut_view(np.zeros((40, 60, 3), np.uint8), 1, 0, 8, ViewConfig(), MineCompat()).shape
         (8, 8, 3)
     """
     height, width = image.shape[:2]
-    box = view_boxes(height, width, crops=config.crops, ratio=config.crop_ratio)[crop]
-    if compat.jpeg_crops and config.crops == "five":
-        whole_crop = five_crop_boxes(height, width, config.crop_ratio)[crop]
-        image = jpeg_round_trip(cut_box(image, whole_crop))
+    if compat.jpeg_crops and config.crops != "whole":
+        if config.crops == "five":
+            boxes = five_crop_boxes(height, width, config.crop_ratio)
+        else:
+            boxes = random_crop_boxes(height, width, config.crop_ratio, image_id)
+        image = jpeg_round_trip(cut_box(image, boxes[crop]))
         box = centre_square(Box(0, 0, *image.shape[:2]))
+    else:
+        ratio = config.crop_ratio
+        boxes = view_boxes(height, width, crops=config.crops, ratio=ratio, image_id=image_id)
+        box = boxes[crop]
     return resize_image(image, side, side, box=box, nearest=compat.nearest_images)
 
 

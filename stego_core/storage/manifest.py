@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from stego_core.errors import InputError, SchemaError
 from stego_core.storage import fs
 
+_NUM_IDS = 2**63
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .heic .heif .avif .jp2 .ppm .pgm".split()
 )
@@ -84,18 +85,33 @@ def is_image_name(path: str) -> bool:
     )
 
 
-def list_images(uri: str, *, limit: int | None = None) -> list[fs.ListedFile]:
+def list_images(
+    uri: str, *, limit: int | None = None, fraction: float = 1.0
+) -> list[fs.ListedFile]:
     """Return the images below a folder or prefix in stable order.
+
+    Args:
+        uri: folder or prefix.
+        limit: most images returned: the first ones of those that `fraction` leaves.
+        fraction: share of the images to keep, (0, 1]. Which ones depends on each path alone, so
+            they stay when others are added, and a smaller fraction is a part of a larger one.
 
     Raises:
         InputError: if there is none.
     """
     found: list[fs.ListedFile] = []
+    is_empty = True
     for file in fs.list_files(uri):
-        if is_image_name(file.path):
-            found.append(file)
-            if limit is not None and len(found) == limit:
-                break
+        if not is_image_name(file.path):
+            continue
+        is_empty = False
+        if fraction < 1 and image_id(file.path) >= fraction * _NUM_IDS:
+            continue
+        found.append(file)
+        if limit is not None and len(found) == limit:
+            break
+    if not found and not is_empty:
+        raise InputError(f"{uri}: no image is in the fraction {fraction:g}; take a larger one")
     if not found:
         raise InputError(f"{uri}: no images found; accepted endings: jpg, png, webp, tif, bmp")
     return found

@@ -111,12 +111,13 @@ class FromBackbone:
         return np.stack([self._view_pixels(int(view)) for view in views])
 
     def _view_pixels(self, view: int) -> np.ndarray:
-        uri = self._uris[int(self._views.image_ids[view])]
+        image_id = int(self._views.image_ids[view])
+        uri = self._uris[image_id]
         image = decode_image(fs.read_bytes(uri), self._limits)
         if isinstance(image, ImageFailure):
             raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
         crop = int(self._views.crops[view])
-        return cut_view(image, crop, self._side, config=self._config, compat=self._compat)
+        return cut_view(image, image_id, crop, self._side, self._config, self._compat)
 
 
 class LabelSource:
@@ -184,17 +185,26 @@ class LabelSource:
         return largest + 1
 
     def _view_labels(self, view: int, side: int) -> np.ndarray | None:
-        labels = self._image_labels(int(self._views.image_ids[view]))
+        image_id = int(self._views.image_ids[view])
+        labels = self._image_labels(image_id)
         if labels is None:
             return None
-        boxes = view_boxes(*labels.shape, crops=self._config.crops, ratio=self._config.crop_ratio)
+        boxes = view_boxes(
+            *labels.shape,
+            crops=self._config.crops,
+            ratio=self._config.crop_ratio,
+            image_id=image_id,
+        )
         return resize_labels(labels, side, side, box=boxes[self._views.crops[view]])
 
     def _image_labels(self, image_id: int) -> np.ndarray | None:
         if image_id in self._cache:
             self._cache.move_to_end(image_id)
             return self._cache[image_id]
-        data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
+        try:
+            data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
+        except OSError:  # labels may be missing in any way: training does not need them
+            data = None
         labels = None if data is None else decode_label(data, self._limits)
         if isinstance(labels, ImageFailure):
             labels = None

@@ -241,6 +241,30 @@ def test_evaluation_without_labels_is_one_line_and_exit_code_3(
     assert ended(tmp_path / "out") == ("failed", 3)
 
 
+def test_evaluation_goes_on_without_some_labels_and_counts_them(
+    cluster: Cluster, model: Path, data: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    for folder in ("imgs/val", "labels/val"):
+        (root / folder).mkdir(parents=True)
+        for path in sorted((data / folder).iterdir()):
+            (root / folder / path.name).symlink_to(path)
+    labels = sorted((root / "labels" / "val").iterdir())
+    labels[0].unlink()
+    labels[1].unlink()
+    labels[1].write_bytes(b"broken")
+    write_bad_pictures(root / "imgs" / "val")
+    job = ["--data.root", str(root), "--model", str(model), "--out", str(out), *SEGMENT]
+    done = cluster.run("evaluate.py", *job)
+    assert "data: 7 of 18 images have no label file" in done.stderr
+    assert "can't be read and count as missing" in done.stderr
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert (protocol["images"], protocol["images_without_labels"]) == (10, 2)
+    status = json.loads((out / "status.json").read_text())
+    assert (status["counts"]["scored"], status["counts"]["unlabelled"]) == (10, 2)
+    assert "cluster.miou" in json.loads((out / "metrics.json").read_text())
+
+
 def lines(cluster: Cluster, out: Path, *command: str) -> list[str]:
     """Return the error lines of a job that must be refused before it touches anything."""
     job = cluster.run(*command, "--out", str(out), check=2)

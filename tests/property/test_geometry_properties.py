@@ -46,10 +46,10 @@ def test_centre_crops_are_centred_to_half_a_pixel(height, width, ratio):
     assert abs(2 * centre.left + centre.width - width) <= 1
 
 
-@given(SIDES, SIDES, st.sampled_from(["whole", "five"]), RATIOS)
-def test_views_are_squares_inside_the_image(height, width, crops, ratio):
-    boxes = view_boxes(height, width, crops=crops, ratio=ratio)
-    assert len(boxes) == {"whole": 1, "five": 5}[crops]
+@given(SIDES, SIDES, st.sampled_from(["whole", "five", "random"]), RATIOS, st.integers(0, 2**63))
+def test_views_are_squares_inside_the_image(height, width, crops, ratio, image_id):
+    boxes = view_boxes(height, width, crops=crops, ratio=ratio, image_id=image_id)
+    assert len(boxes) == {"whole": 1, "five": 5, "random": 5}[crops]
     for box in boxes:
         assert box.height == box.width
         assert is_inside(box, height, width)

@@ -39,7 +39,7 @@ def test_the_paper_s_way_trains_and_scores_with_every_option(
     tensors = load_file(run / "model" / "model.safetensors")
     assert tensors["clusters"].shape == (5, 70)
     assert not any(name.startswith(("decoder", "whitening")) for name in tensors)
-    # Crops of one image are neighbours only by the switch of the preset.
+    # Crops of one image are neighbours only by the preset's `exclude_own = false`.
     table = pq.read_table(sorted((run / "neighbors").glob("*.parquet"))).to_pylist()
     assert len(table) == 5 * 40
     assert any(row["image_id"] in row["neighbor_ids"] for row in table)

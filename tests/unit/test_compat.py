@@ -27,6 +27,7 @@ from stego_core.config.schema import (
     BackboneConfig,
     EvaluateJob,
     MineJob,
+    NeighborsConfig,
     PredictConfig,
     SegmentJob,
     TrainJob,
@@ -75,16 +76,16 @@ def test_nearest_images_resizes_for_training_and_for_prediction_without_blending
     plain = ViewConfig(resolution=16)
     prepares = [
         lambda nearest: SquareViews(plain, side=16, compat=MineCompat(nearest_images=nearest))(
-            image
+            image, 7
         )[0],
-        lambda nearest: WholeImage(resolution=16, patch=8, nearest=nearest)(image),
+        lambda nearest: WholeImage(resolution=16, patch=8, nearest=nearest)(image, 7),
         lambda nearest: _prepare(
             EvaluateJob(
                 predict=PredictConfig(resolution=16),
                 compat=EvaluateCompat(nearest_images=nearest),
             ),
             8,
-        )(image),
+        )(image, 7),
     ]
     for prepare in prepares:
         # Every third pixel, beginning with the middle one of the first three.
@@ -97,9 +98,9 @@ def test_nearest_images_resizes_for_training_and_for_prediction_without_blending
 
 def test_jpeg_crops_mines_crops_that_were_compressed():
     image, config = picture(40, 40), ViewConfig(crops="five", crop_ratio=0.5)
-    found = SquareViews(config, side=20, compat=MineCompat(jpeg_crops=True))(image)
+    found = SquareViews(config, side=20, compat=MineCompat(jpeg_crops=True))(image, 7)
     np.testing.assert_array_equal(found[3], jpeg_round_trip(image[20:, 20:]))
-    plain = SquareViews(config, side=20, compat=MineCompat())(image)
+    plain = SquareViews(config, side=20, compat=MineCompat())(image, 7)
     np.testing.assert_array_equal(plain[3], image[20:, 20:])
 
 
@@ -158,14 +159,13 @@ def test_mining_dropout_drops_one_channel_in_ten():
     assert means.max().item() == pytest.approx(1 / 0.9)
 
 
-# sibling_neighbors, skip_first_neighbor
+# skip_first_neighbor
 
 
-def mined(folder, views, *, stored=3, **compat):
+def mined(folder, views, *, stored=3, exclude_own=True, **compat):
     uri = str(folder / "neighbors" / "part-00000.parquet")
-    _search_block(
-        views, 0, uri, stored=stored, tile_bytes=2**20, key="k", compat=MineCompat(**compat)
-    )
+    config = NeighborsConfig(stored=stored, used=stored, exclude_own=exclude_own)
+    _search_block(views, 0, uri, config=config, compat=MineCompat(**compat), key="k")
     table = read_table(str(folder / "neighbors"), key="k")
     return neighbor_indices(table, views, stored)
 
@@ -184,10 +184,10 @@ def ranking(views, query, left_out):
     return [view for view in order if view not in left_out]
 
 
-def test_sibling_neighbors_lets_crops_of_one_image_be_neighbours(tmp_path):
+def test_crops_of_one_image_may_be_neighbours_as_in_the_original(tmp_path):
     views = views_with_copies()
     plain = mined(tmp_path / "a", views)
-    siblings = mined(tmp_path / "b", views, stored=5, sibling_neighbors=True)
+    siblings = mined(tmp_path / "b", views, stored=5, exclude_own=False)
     for view in range(6):
         own = {view, view ^ 1}
         assert plain[view].tolist() == ranking(views, view, own)[:3]
@@ -208,7 +208,7 @@ def test_skip_first_neighbor_leaves_out_the_first_hit_whatever_it_is(tmp_path):
 
 def test_both_together_leave_out_the_first_hit_of_all_views(tmp_path):
     views = views_with_copies()
-    found = mined(tmp_path, views, stored=5, sibling_neighbors=True, skip_first_neighbor=True)
+    found = mined(tmp_path, views, stored=5, exclude_own=False, skip_first_neighbor=True)
     for view in range(6):
         assert found[view].tolist() == ranking(views, view, set())[1:]
 
@@ -282,6 +282,11 @@ def test_transposed_alignment_mistakes_a_horizontal_flip_for_a_vertical_one():
 # centre_crop, dropped_extra_clusters
 
 
+def _batch(pixels):
+    """One view, or one whole image, as a batch."""
+    return pixels.reshape(-1, *pixels.shape[-3:])
+
+
 def model_folder(folder):
     backbone = load_backbone(TINY)
     job = train_job()
@@ -303,7 +308,7 @@ def test_centre_crop_scores_the_centre_square_at_the_resolution_of_prediction(tm
         job = EvaluateJob(
             predict=PredictConfig(resolution=32), compat=EvaluateCompat(centre_crop=on)
         )
-        pixels[on] = _prepare(job, 16)(image).reshape(-1, *_prepare(job, 16)(image).shape[-3:])
+        pixels[on] = _batch(_prepare(job, 16)(image, 7))
         h, w = pixels[on].shape[1:3]
         table = pa.table(
             {
@@ -396,4 +401,4 @@ def test_every_switch_is_off_by_default_and_says_what_the_original_does():
     for kind in SWITCHES:
         assert not any(dataclasses.asdict(kind()).values())
     names = {name for switches in SWITCHES.values() for name in switches}
-    assert len(names) == 10
+    assert len(names) == 9

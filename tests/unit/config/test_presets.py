@@ -64,7 +64,7 @@ def test_a_preset_of_the_paper_is_headed_by_its_provenance(name):
 def test_the_paper_s_presets_turn_every_switch_on():
     for job in (read("stego-paper"), read("stego-paper-evaluate", job=EvaluateJob)):
         assert all(dataclasses.asdict(job.compat).values())
-        assert len(dataclasses.asdict(job.compat)) in (8, 3)
+        assert len(dataclasses.asdict(job.compat)) in (7, 3)
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
@@ -72,6 +72,7 @@ def test_the_paper_s_way_uses_none_of_this_project_s_departures(name):
     job = paper(name)
     assert all(dataclasses.asdict(job.compat).values())
     assert (job.head.whiten, job.head.smooth) == (0, 0)
+    assert not job.neighbors.exclude_own
     assert job.loss.shifts == "fixed"
     assert job.clusters.refit == "none"
     assert job.train.steps == 5000

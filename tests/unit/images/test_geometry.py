@@ -12,6 +12,7 @@ from stego_core.images.geometry import (
     centre_square,
     fit_grid,
     five_crop_boxes,
+    random_crop_boxes,
     resize_image,
     resize_labels,
     view_boxes,
@@ -194,3 +195,42 @@ def test_arrays_of_the_wrong_rank_are_errors():
         resize_image(PIXELS[..., 0], 4, 4)
     with pytest.raises(ShapeError, match=r"a label map is \(H, W\)"):
         resize_labels(PIXELS, 4, 4)
+
+
+def test_random_crops_are_the_same_in_every_process_and_differ_between_images():
+    # Computed once with fractions; Python's own hash would change from process to process.
+    boxes = random_crop_boxes(100, 200, 0.5, 7)
+    expected = [(44, 96), (33, 26), (25, 25), (10, 83), (34, 88)]
+    assert [(box.top, box.left) for box in boxes] == expected
+    assert len(set(boxes)) == 5
+    assert random_crop_boxes(100, 200, 0.5, 8) != boxes
+
+
+def test_random_crops_reach_every_place_about_equally_often():
+    boxes = [box for image_id in range(400) for box in random_crop_boxes(8, 6, 0.5, image_id)]
+    tops, lefts = (np.bincount([getattr(box, a) for box in boxes]) for a in ("top", "left"))
+    assert len(tops) == 5  # 8 - 4 + 1 places
+    assert len(lefts) == 4
+    # 2000 draws; 5 standard deviations are 90 of 400 and 97 of 500.
+    assert abs(tops - 400).max() < 90
+    assert abs(lefts - 500).max() < 97
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (100, 3)])
+def test_a_random_crop_as_large_as_the_image_is_the_image(size):
+    assert random_crop_boxes(*size, 1.0, 3) == [Box(0, 0, *size)] * 5
+
+
+def test_labels_of_half_the_size_are_cut_at_the_same_places():
+    for large, small in zip(
+        random_crop_boxes(400, 600, 0.5, 5), random_crop_boxes(200, 300, 0.5, 5), strict=True
+    ):
+        assert abs(large.top / 2 - small.top) <= 1
+        assert abs(large.left / 2 - small.left) <= 1
+
+
+def test_random_views_are_the_centre_squares_of_the_crops_and_need_an_image_id():
+    squares = [centre_square(box) for box in random_crop_boxes(30, 50, 0.6, 9)]
+    assert view_boxes(30, 50, crops="random", ratio=0.6, image_id=9) == squares
+    with pytest.raises(ValueError, match="image's id"):
+        view_boxes(30, 50, crops="random", ratio=0.6)

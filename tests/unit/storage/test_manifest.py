@@ -124,3 +124,40 @@ def test_two_inputs_with_one_id_are_refused(tree, tmp_path):
 
 def test_the_examples_of_the_docstrings_are_true():
     assert doctest.testmod(manifest).failed == 0
+
+
+def test_a_fraction_keeps_its_members_when_the_data_grow(tmp_path):
+    many = write_tree(tmp_path / "many", {f"{number}.jpg": b"" for number in range(400)})
+    paths = [file.path for file in list_images(str(many))]
+    half = [file.path for file in list_images(str(many), fraction=0.5)]
+    # What the rule says, one image after another.
+    assert half == [path for path in paths if image_id(path) / 2**63 < 0.5]
+    assert abs(len(half) - 200) < 50  # five standard deviations of 400 coins
+    fifth = [file.path for file in list_images(str(many), fraction=0.2)]
+    assert set(fifth) < set(half)
+    write_tree(many, {f"new-{number}.jpg": b"" for number in range(400)})
+    grown = [file.path for file in list_images(str(many), fraction=0.5)]
+    assert [path for path in grown if not path.startswith("new-")] == half
+    assert list_images(str(many), fraction=1.0) == list_images(str(many))
+
+
+def test_a_fraction_is_taken_before_the_limit(tmp_path):
+    many = write_tree(tmp_path / "many", {f"{number}.jpg": b"" for number in range(50)})
+    half = list_images(str(many), fraction=0.5)
+    assert list_images(str(many), fraction=0.5, limit=7) == half[:7]
+
+
+def test_a_fraction_without_any_image_says_so(tree):
+    with pytest.raises(InputError, match="no image is in the fraction 1e-09; take a larger one"):
+        list_images(str(tree), fraction=1e-9)
+
+
+def test_another_fraction_is_another_data_set(tmp_path):
+    many = write_tree(tmp_path / "many", {f"{number}.jpg": b"" for number in range(50)})
+    digests = {
+        write_manifest(
+            str(tmp_path / "m.parquet"), list_images(str(many), fraction=f), unit_images=9
+        ).digest
+        for f in (0.3, 0.6, 1.0)
+    }
+    assert len(digests) == 3

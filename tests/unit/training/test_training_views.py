@@ -126,7 +126,7 @@ def labelled(tmp_path):
 
 def source_of(labelled, *, config=FIVE):
     dataset, names = labelled
-    views = make_views(3, crops=5 if config.crops == "five" else 1)
+    views = make_views(3, crops=1 if config.crops == "whole" else 5)
     ids = list(dict.fromkeys(views.image_ids.tolist()))
     return LabelSource(
         dataset, views, dict(zip(ids, names, strict=True)), config=config, limits=LIMITS
@@ -223,3 +223,19 @@ def test_pixels_at_the_edges_stay_inside(labelled):
     labels, points = source_of(labelled).read(np.array([0]), edges, 31)
     assert labels.shape == (1, 2)
     assert points.abs().max() < 1
+
+
+def test_random_views_and_their_labels_show_the_same_places(backbone, labelled, tmp_path):
+    config = ViewConfig(resolution=32, crops="random", crop_ratio=0.6)
+    source, view = source_of(labelled, config=config), 3
+    image_id = int(source._views.image_ids[view])
+    whole = label_map(seed=1)
+    box = view_boxes(*whole.shape, crops="random", ratio=0.6, image_id=image_id)[view]
+    shown = resize_labels(whole, 32, 32, box=box)
+    np.testing.assert_array_equal(source._view_labels(view, 32), shown)
+    views = make_views(1, crops=5)
+    uris = uris_of(tmp_path / "images", views)
+    on_demand = FromBackbone(backbone, views, uris, config=config, limits=LIMITS, compat=PLAIN)
+    box = view_boxes(40, 60, crops="random", ratio=0.6, image_id=int(views.image_ids[0]))[view]
+    expected = resize_image(picture(40, 60, seed=0), 32, 32, box=box)
+    np.testing.assert_array_equal(on_demand.pixels(np.array([view]))[0], expected)

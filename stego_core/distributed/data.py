@@ -1,0 +1,70 @@
+"""The start of every job on a data set: which images, and what is odd about them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+from stego_core.config.schema import DataConfig, ImageLimits
+from stego_core.datasets.check import DataCheck, check_dataset
+from stego_core.datasets.decoders import Decoders
+from stego_core.datasets.directory import Dataset
+from stego_core.images.decode import decode_image, decode_label
+from stego_core.storage.fs import ListedFile
+from stego_core.storage.manifest import list_images
+from stego_core.storage.run import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def decoders(limits: ImageLimits) -> Decoders:
+    """Return the decoders that all jobs use, under these limits."""
+    return Decoders(image=decode_image, label=decode_label, limits=limits)
+
+
+def select_images(data: DataConfig, dataset: Dataset) -> list[ListedFile]:
+    """Return the images that the settings choose, in stable order.
+
+    Raises:
+        InputError: if there is none.
+    """
+    return list_images(dataset.images_uri, limit=data.limit, fraction=data.fraction)
+
+
+def plan_check(
+    data: DataConfig, dataset: Dataset, files: list[ListedFile], limits: ImageLimits
+) -> list[str]:
+    """Return the counts of a check and what it finds odd, one line each (see `check_data`)."""
+    if dataset.labels_uri is None:
+        return []
+    check = _check(data, dataset, files, limits)
+    return [
+        f"label files: {check.labels}, images with one: {check.pairs} of {check.images}",
+        *(f"data: {finding.text}" for finding in check.findings),
+    ]
+
+
+def check_data(
+    run: RunDirectory,
+    data: DataConfig,
+    dataset: Dataset,
+    files: list[ListedFile],
+    limits: ImageLimits,
+) -> DataCheck:
+    """Check a data set, and say what is odd: a warning for each kind, and one event.
+
+    Raises:
+        InputError: if the labels folder can't be listed.
+    """
+    check = _check(data, dataset, files, limits)
+    for finding in check.findings:
+        logger.warning("data: %s", finding.text)
+    run.event("data/check", images_uri=dataset.images_uri, **asdict(check))
+    return check
+
+
+def _check(
+    data: DataConfig, dataset: Dataset, files: list[ListedFile], limits: ImageLimits
+) -> DataCheck:
+    is_subset = data.limit is not None or data.fraction < 1
+    return check_dataset(dataset, files, decoders(limits), is_subset=is_subset)

@@ -1,0 +1,72 @@
+"""Training goes on when labels are missing or damaged in any way; only the probe sees fewer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from factories import (
+    FakeFeatures,
+    FolderContext,
+    make_views,
+    png_bytes,
+    random_maps,
+    train_data,
+    train_job,
+    write_tree,
+)
+
+from stego_core.config.schema import ImageLimits, ViewConfig
+from stego_core.datasets.directory import Dataset
+from stego_core.training.loop import train
+from stego_core.training.views import LabelSource
+
+NUM = 8
+
+
+def write_labels(root, damage):
+    for number in range(NUM):
+        label = np.random.default_rng(number).integers(0, 3, (40, 40), dtype=np.uint8)
+        write_tree(root, {f"{number}.png": png_bytes(label)})
+    damaged = {"all": range(NUM), "none": ()}.get(damage, (0, 3))
+    for number in damaged:
+        path = root / f"{number}.png"
+        path.unlink()
+        if damage == "broken":
+            path.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+        elif damage == "a folder":
+            path.mkdir()
+        elif damage == "colours":
+            path.write_bytes(png_bytes(np.zeros((40, 40, 3), np.uint8)))
+        elif damage == "empty":
+            path.touch()
+        elif damage == "only 255":
+            path.write_bytes(png_bytes(np.full((40, 40), 255, np.uint8)))
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    "damage", ["none", "missing", "broken", "a folder", "colours", "empty", "only 255", "all"]
+)
+def test_training_goes_on_whatever_happened_to_label_files(damage, tmp_path):
+    dataset = Dataset("nowhere", write_labels(tmp_path / "labels", damage))
+    views = make_views(NUM)
+    paths = {int(i): f"{number}.jpg" for number, i in enumerate(views.image_ids)}
+    config = ViewConfig(resolution=40)
+    labels = LabelSource(dataset, views, paths, config=config, limits=ImageLimits())
+    num_classes = labels.num_classes()
+    assert num_classes == (0 if damage == "all" else 3)
+    data = train_data(
+        NUM,
+        features=FakeFeatures(random_maps(NUM)),
+        labels=labels if num_classes else None,
+        num_classes=num_classes,
+    )
+    context = FolderContext(tmp_path / "run")
+    train(train_job(), data, context, device="cpu")
+    steps = [event for event in context.events if event["event"] == "train/step"]
+    assert len(steps) == 6
+    for step in steps:
+        numbers = [value for value in step.values() if isinstance(value, float)]
+        assert all(math.isfinite(number) for number in numbers), step
