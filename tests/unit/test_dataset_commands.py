@@ -40,7 +40,9 @@ def value(command, flag):
 
 def placed(command, tmp_path, source="SOURCE"):
     places = {"DATA": str(tmp_path / "data"), "SOURCE": str(source), "runs": str(tmp_path / "runs")}
-    return [re.sub("^(DATA|SOURCE|runs)(?=/|$)", lambda m: places[m[1]], word) for word in command]
+    places["configs"] = str(ROOT / "configs")
+    names = "|".join(places)
+    return [re.sub(f"^({names})(?=/|$)", lambda m: places[m[1]], word) for word in command]
 
 
 def prepared(name, tmp_path, *, command=None):
@@ -97,7 +99,8 @@ def test_the_commands_that_evaluate_score_what_was_trained(command, tmp_path):
     assert (job.crf, job.flip, job.predict.resolution) == (is_of_paper, is_of_paper, 320)
 
 
-def test_the_clusters_of_a_command_are_as_many_as_the_classes():
+def test_the_clusters_of_a_command_are_as_many_as_the_classes(tmp_path):
     for command in commands("train.py"):
         name = Path(value(command, "--data.root")).name
-        assert int(value(command, "--clusters.count")) == len(DATASETS[name].class_names)
+        job = load_job(TrainJob, placed(command, tmp_path), prog="train.py")
+        assert job.clusters.count == len(DATASETS[name].class_names)
