@@ -13,11 +13,17 @@ import pytest
 
 from stego_core.config.diagnose import flag_paths, flatten
 from stego_core.config.load import load_job
-from stego_core.config.schema import EvaluateJob, MineJob, SegmentJob, TrainJob
+from stego_core.config.schema import EvaluateJob, ImportJob, MineJob, SegmentJob, TrainJob
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flags.txt"
 COMMAND = "PYTHONPATH=. python tests/unit/config/test_flags.py > tests/golden/flags.txt"
-JOBS = {"mine": MineJob, "train": TrainJob, "segment": SegmentJob, "evaluate": EvaluateJob}
+JOBS = {
+    "mine": MineJob,
+    "train": TrainJob,
+    "segment": SegmentJob,
+    "evaluate": EvaluateJob,
+    "import": ImportJob,
+}
 
 
 def flags(job_type):
