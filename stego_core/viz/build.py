@@ -134,7 +134,8 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
 
 def query_line(masks_uri: str) -> str:
     """Return a DuckDB line that finds the images with the most of one cluster."""
-    source = f"'{masks_uri}/masks/*.parquet'"
+    folder = masks_uri.replace("'", "''")  # as SQL writes it
+    source = f"'{folder}/masks/*.parquet'"
     query = (
         "SELECT image_uri, c.cluster, round(c.share, 2) AS share "
         "FROM (SELECT image_uri, unnest(clusters) AS c FROM {source}) "
