@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 IMAGES ?= demo
 RUN    ?= runs/demo
+CONFIG ?= configs/demo.toml
+# One word of the shell, whatever spaces and quotes are in it.
+quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
 SETUP  := $(VENV)/.installed
 
@@ -22,13 +25,15 @@ $(SETUP): pyproject.toml constraints.txt
 
 demo: $(SETUP) ## train on pictures and look at the masks; IMAGES=<folder or URI> takes your own
 	@echo "1/3 train: mine neighbours, distil a head, fit the clusters"
-	$(BIN)/python jobs/train.py --config configs/demo.toml --data.root '$(IMAGES)' --out '$(RUN)'
+	$(BIN)/python jobs/train.py --config $(call quoted,$(CONFIG)) \
+	  --data.root $(call quoted,$(IMAGES)) --out $(call quoted,$(RUN))
 	@echo "2/3 segment every image"
 	$(BIN)/python jobs/segment_bucket.py --config configs/demo-segment.toml \
-	  --input '$(IMAGES)' --model '$(RUN)' --out '$(RUN)-masks' --overwrite
+	  --input $(call quoted,$(IMAGES)) --model $(call quoted,$(RUN)) \
+	  --out $(call quoted,$(RUN)-masks) --overwrite
 	@echo "3/3 report"
-	$(BIN)/python jobs/report.py --masks '$(RUN)-masks' --model '$(RUN)'
-	@$(BIN)/python -m stego_core.viz.summary '$(RUN)' '$(RUN)-masks'
+	$(BIN)/python jobs/report.py --masks $(call quoted,$(RUN)-masks) --model $(call quoted,$(RUN))
+	@$(BIN)/python -m stego_core.viz.summary $(call quoted,$(RUN)) $(call quoted,$(RUN)-masks)
 
 test: $(SETUP) ## the whole fast suite
 	$(BIN)/python -m pytest

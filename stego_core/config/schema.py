@@ -246,4 +246,14 @@ class PrepareJob(_Job):
     """Files read and written at a time."""
 
 
-Job = MineJob | TrainJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportJob(_Job):
+    """Turn a checkpoint of the original STEGO code into a model, running none of its code."""
+
+    checkpoint: str = "stego.ckpt"
+    """The Lightning checkpoint (.ckpt), a local file or URI."""
+    out: str = "runs/imported"
+    """The run directory; the model goes to `model/` in it, backbone included."""
+
+
+Job = MineJob | TrainJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob

@@ -58,6 +58,11 @@ class ActorPlan:
         """Return the torch device of the actors."""
         return "cuda" if self.num_gpus else "cpu"
 
+    @property
+    def collectives(self) -> str:
+        """Return the backend with which training workers on such actors talk to each other."""
+        return "nccl" if self.num_gpus else "gloo"
+
 
 @contextmanager
 def connect(*, debug: bool = False) -> Iterator[None]:

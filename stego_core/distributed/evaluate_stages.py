@@ -51,7 +51,9 @@ class EvaluateWorker:
     ) -> None:
         self._segmenter: Segmenter = load_segmenter(model, precision=precision, device=device)
         self._device, self._threads, self._job = device, threads, job
-        self._heads = [CLUSTER, BASELINE] + ([LINEAR] if self._segmenter.linear else [])
+        self._heads = [CLUSTER]
+        self._heads += [BASELINE] if self._segmenter.has_baseline else []
+        self._heads += [LINEAR] if self._segmenter.linear else []
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Return the unit's receipt: statuses and the confusion matrix of each head."""

@@ -69,7 +69,7 @@ def run_job(
 def _with_absolute_paths(job: JobT) -> JobT:
     """Return the job with local paths made absolute: workers run in folders of their own."""
     changes: dict[str, Any] = {}
-    for name in ("out", "input", "model", "masks", "metrics", "source"):
+    for name in ("out", "input", "model", "masks", "metrics", "source", "checkpoint"):
         value = getattr(job, name, None)
         if value is not None:
             changes[name] = _absolute(value)

@@ -119,7 +119,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             "device": actors.device,
             "resume": resume,
         },
-        torch_config=TorchConfig(backend="nccl" if actors.num_gpus else "gloo"),
+        torch_config=TorchConfig(backend=actors.collectives),
         scaling_config=ScalingConfig(
             num_workers=job.workers,
             use_gpu=bool(actors.num_gpus),

@@ -19,8 +19,9 @@ from stego_core.model.backbone import Backbone, load_backbone
 from stego_core.model.checkpoint import MODEL_VERSION, find_model, load_tensors, save_tensors
 from stego_core.model.head import Head
 from stego_core.model.smoothing import smooth_code
-from stego_core.model.weights import ResolvedWeights
+from stego_core.model.weights import RANDOM, ResolvedWeights
 from stego_core.model.whitening import Whitening
+from stego_core.storage import fs
 
 CLUSTER, LINEAR, BASELINE = "cluster", "linear", "baseline_kmeans"
 
@@ -30,9 +31,9 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: frozen features.
-        tensors: `head.*`, `clusters` (N, K), `baseline` (N, C); with labels `linear.weight`
-            (classes, K) and `linear.bias`; with whitening `whitening.mean` (C,) and
-            `whitening.projection` (D, C).
+        tensors: `head.*`, `clusters` (N, K); where it was fitted `baseline` (N, C); with labels
+            `linear.weight` (classes, K) and `linear.bias`; with whitening `whitening.mean` (C,)
+            and `whitening.projection` (D, C).
         card: what was read from `model.json`.
 
     Raises:
@@ -58,7 +59,9 @@ class Segmenter(nn.Module):
         except RuntimeError as error:
             raise CheckpointError("the head's weights don't fit the backbone's width") from error
         self.register_buffer("clusters", F.normalize(tensors["clusters"], dim=1))
-        self.register_buffer("baseline", F.normalize(tensors["baseline"], dim=1))
+        self.has_baseline = "baseline" in tensors  # an imported model has none
+        if self.has_baseline:
+            self.register_buffer("baseline", F.normalize(tensors["baseline"], dim=1))
         self.linear: tuple[Tensor, Tensor] | None = None
         if "linear.weight" in tensors:
             self.linear = (tensors["linear.weight"], tensors["linear.bias"])
@@ -111,12 +114,14 @@ class Segmenter(nn.Module):
             return torch.einsum("bkhw,nk->bnhw", maps_BChw, weight.to(maps_BChw)) + bias.to(
                 maps_BChw
             ).view(1, -1, 1, 1)
+        if kind == BASELINE and not self.has_baseline:
+            raise CheckpointError("the model has no baseline: it was imported, not trained here")
         centroids = self.get_buffer("clusters" if kind == CLUSTER else "baseline")
         return torch.einsum("bkhw,nk->bnhw", maps_BChw, centroids)
 
 
 def save_segmenter(folder_uri: str, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write a model folder: `model.safetensors`, `model.json`; the backbone is not in it."""
+    """Write a model folder: `model.safetensors` and `model.json`."""
     save_tensors(folder_uri, "model", tensors, {"version": MODEL_VERSION, **card})
 
 
@@ -139,11 +144,13 @@ def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") ->
         CheckpointError: if it is not a model, or its backbone weights are not those it was
             trained with.
     """
-    tensors, card = load_tensors(find_model(uri), "model")
+    folder = find_model(uri)
+    tensors, card = load_tensors(folder, "model")
     if card.get("version") != MODEL_VERSION:
         raise CheckpointError(f"{uri}: model version {card.get('version')} is not known here")
     settings = {**card["backbone"], "precision": precision}
     settings["blocks"] = tuple(settings["blocks"])
+    settings["weights"] = _weights_uri(settings["weights"], folder)
     backbone = load_backbone(BackboneConfig(**settings), device=device)
     expected, found = card["backbone_weights"]["sha256"], backbone.weights.sha256
     if found != expected:
@@ -152,3 +159,11 @@ def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") ->
             "give the same file with --backbone.weights when training"
         )
     return Segmenter(backbone, tensors, card).to(device)
+
+
+def _weights_uri(weights: str | None, folder_uri: str) -> str | None:
+    """Return where the backbone's weights are: a relative path starts at the model's folder."""
+    if weights is None or weights == RANDOM or not fs.is_local(weights):
+        return weights
+    is_whole = fs.local_path(weights).is_absolute()
+    return weights if is_whole else fs.join(folder_uri, weights)

@@ -107,11 +107,13 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
     rows.append(("masks", job.masks))
     card = json.loads(fs.read_if_exists(fs.join(job.model, "model", "model.json")) or b"{}")
     if card:
-        training = card["training"]
         rows += [
             ("model", job.model),
             ("backbone", card["backbone"]["name"]),
             ("backbone weights", card["backbone_weights"]["source"]),
+        ]
+    if training := card.get("training"):  # an imported model was trained elsewhere
+        rows += [
             ("trained on", f"{training['images']} images, {training['views']} views"),
             ("steps", str(training["steps"])),
             ("seed", str(training["seed"])),
@@ -132,7 +134,8 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
 
 def query_line(masks_uri: str) -> str:
     """Return a DuckDB line that finds the images with the most of one cluster."""
-    source = f"'{masks_uri}/masks/*.parquet'"
+    folder = masks_uri.replace("'", "''")  # as SQL writes it
+    source = f"'{folder}/masks/*.parquet'"
     query = (
         "SELECT image_uri, c.cluster, round(c.share, 2) AS share "
         "FROM (SELECT image_uri, unnest(clusters) AS c FROM {source}) "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,9 +24,11 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from ray_cluster import SEGMENT, TRAIN, Cluster, free_ports, ray_head
+from ray_cluster import ROOT, SEGMENT, TRAIN, Cluster, free_ports, ray_head
 
 from stego_core.distributed.cluster import worker_environment
+from stego_core.model.registry import find_backbone
+from stego_core.model.weights import cache_path
 
 WEED = Path(sys.executable).parent / "weed"
 pytestmark = [
@@ -256,3 +259,34 @@ def test_workers_are_told_where_the_store_is_but_not_the_credentials(
     submitted = {"working_dir": "gcs://x.zip", "env_vars": {"AWS_REGION": "eu-west-1"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": submitted}))
     assert worker_environment() == {"env_vars": {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}}
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.skipif(
+    not cache_path(find_backbone("dinov2-vits14")).exists(),
+    reason="DINOv2 weights are not in the cache",
+)
+def test_make_demo_takes_a_prefix_with_spaces_and_quotes(
+    store: Store, s3_cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    prefix = "my photos, june's/day 1/"
+    for path in sorted((data / "imgs" / "train").iterdir())[:24]:
+        store.client.upload_file(str(path), BUCKET, prefix + path.name)
+    config = tmp_path / "short.toml"
+    config.write_text("train.steps = 20\nclusters.count = 4\nviews.resolution = 112\n")
+    # The interpreter of the tests in place of .venv, which is not set up (-o).
+    command = ["make", "demo", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed"]
+    command += [f"IMAGES=s3://{BUCKET}/{prefix}", f"RUN={tmp_path}/june's run"]
+    command += [f"CONFIG={config}"]
+    made = subprocess.run(
+        command, cwd=ROOT, env=s3_cluster.env, capture_output=True, text=True, timeout=570
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    rows = pq.read_table(tmp_path / "june's run-masks" / "masks")
+    assert rows["status"].to_pylist() == ["ok"] * 24
+    assert rows["image_uri"][0].as_py().startswith(f"s3://{BUCKET}/{prefix}picture-")
+    report = tmp_path / "june's run-masks" / "report"
+    assert len(list((report / "images").glob("*-overlay.jpg"))) == 24
+    assert f"{report}/index.html" in made.stdout

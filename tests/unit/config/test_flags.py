@@ -13,7 +13,14 @@ import pytest
 
 from stego_core.config.diagnose import flag_paths, flatten
 from stego_core.config.load import load_job
-from stego_core.config.schema import EvaluateJob, MineJob, PrepareJob, SegmentJob, TrainJob
+from stego_core.config.schema import (
+    EvaluateJob,
+    ImportJob,
+    MineJob,
+    PrepareJob,
+    SegmentJob,
+    TrainJob,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flags.txt"
 COMMAND = "PYTHONPATH=. python tests/unit/config/test_flags.py > tests/golden/flags.txt"
@@ -23,6 +30,7 @@ JOBS = {
     "segment": SegmentJob,
     "evaluate": EvaluateJob,
     "prepare": PrepareJob,
+    "import": ImportJob,
 }
 
 

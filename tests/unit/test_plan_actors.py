@@ -1,0 +1,64 @@
+"""What an actor takes of a cluster, and what follows from it, without a cluster or a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import ray
+
+from stego_core.config.schema import TrainJob
+from stego_core.distributed import train
+from stego_core.distributed.cluster import plan_actors
+from stego_core.errors import ClusterError
+
+
+def give(monkeypatch: pytest.MonkeyPatch, **resources: float) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+
+
+def test_a_plan_with_gpus_runs_on_cuda_and_talks_by_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, CPU=16, GPU=2)
+    plan = plan_actors(2)
+    assert (plan.num_gpus, plan.device, plan.collectives) == (1, "cuda", "nccl")
+    with pytest.raises(ClusterError, match="3 actors"):
+        plan_actors(3)
+
+
+def test_a_plan_without_gpus_runs_on_cpus_and_talks_by_gloo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give(monkeypatch, CPU=16)
+    plan = plan_actors(2)
+    assert (plan.num_gpus, plan.device, plan.collectives) == (0, "cpu", "gloo")
+    assert 2 * plan.num_cpus <= 16 - 1.6
+
+
+class Planned(Exception):
+    """Raised where Ray would start the workers."""
+
+
+@dataclass
+class Trainer:
+    seen: dict
+
+    def __call__(self, *_, **kwargs):
+        self.seen |= kwargs
+        raise Planned
+
+
+@pytest.mark.parametrize(("resources", "backend"), [({"GPU": 4}, "nccl"), ({}, "gloo")])
+def test_training_hands_the_plans_backend_and_gpus_to_ray(
+    resources, backend, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    give(monkeypatch, CPU=16, **resources)
+    trainer = Trainer({})
+    monkeypatch.setattr(train, "TorchTrainer", trainer)
+    run = train.RunDirectory(str(tmp_path / "run"), job="train")
+    with pytest.raises(Planned):
+        train._fit(TrainJob(workers=2), run, None, key="0")  # type: ignore[arg-type]
+    assert trainer.seen["torch_config"].backend == backend
+    scaling = trainer.seen["scaling_config"]
+    assert (scaling.use_gpu, scaling.num_workers) == (bool(resources), 2)
+    assert trainer.seen["train_loop_config"]["device"] == ("cuda" if resources else "cpu")
