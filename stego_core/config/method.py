@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from stego_core.config.base import (
+    Fraction,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -30,7 +31,10 @@ class HeadConfig(Strict):
     whiten: NonNegative = 64
     """Principal components of the features that teacher and head see, each scaled to variance 1;
     the head starts as the identity on them. 0 leaves features as they are, as the paper does."""
-    smooth: NonNegativeFloat = 0.1
+    consistent: bool = True
+    """Scale whitened directions by how well matched tokens of neighbouring views agree in them;
+    once before training, once on the trained codes. Not used without `whiten`."""
+    smooth: NonNegativeFloat = 0.2
     """Temperature at which an image's tokens share their codes with tokens of similar features,
     when clusters are fitted and images segmented; 0 leaves each code as it is."""
 
@@ -53,14 +57,14 @@ class LossConfig(Strict):
     shifts: Literal["auto", "fixed"] = "auto"
     """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
     `fixed` uses the numbers given for each kind."""
-    self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.67, shift=0.08))
-    knn: PairConfig = field(default_factory=lambda: PairConfig(weight=0.25, shift=0.02))
+    self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.3, shift=0.08))
+    knn: PairConfig = field(default_factory=lambda: PairConfig(weight=1.0, shift=0.02))
     random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
     samples: Positive = 11
     """S: S x S points are drawn from each feature map."""
     negatives: Positive = 5
     """Random partners drawn for each image and step."""
-    pointwise: bool = True
+    pointwise: bool = False
     """Spatial centring of the feature correspondences (paper, Eq. 5)."""
     zero_clamp: bool = True
     """Clamp code correspondences at 0 (paper, section 3.2)."""
@@ -117,6 +121,9 @@ class ClustersConfig(Strict):
     never used); `none` keeps the probe that SGD trained, as the paper does."""
     restarts: Positive = 8
     """k-means++ starts; the one with the highest mean cosine is kept."""
+    background: Fraction = 0.1
+    """Share of the weight that tokens of low objectness (what surrounds things) have together when
+    clusters are fitted; 1 weighs all tokens alike."""
     sample: Positive = 60_000
     """Codes that k-means is fitted on."""
 

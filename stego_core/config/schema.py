@@ -72,7 +72,7 @@ class BackboneConfig(Strict):
 class ViewConfig(Strict):
     """What the head is trained on: square views cut from the images on the fly."""
 
-    resolution: Positive = 224
+    resolution: Positive = 320
     """Side of a view, in pixels; rounded up to a multiple of the patch size."""
     crops: Literal["whole", "five", "random"] = "whole"
     """`whole`: the centre square; `five`: four corners and centre of each image, for

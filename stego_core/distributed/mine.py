@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 # The switches that change features or embeddings; the others change what is made of them.
 _FEATURE_SWITCHES = ("nearest_images", "jpeg_crops", "mining_dropout")
+_STORE_VERSION = 2  # of what a unit's files hold: 2 has class tokens
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
 
 
@@ -159,6 +160,7 @@ def _unit_images(job: MineJob) -> int:
 
 def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
     return {
+        "store": _STORE_VERSION,
         "backbone": find_backbone(job.backbone.name).timm_name,
         "feature": job.backbone.feature,
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,

@@ -58,30 +58,34 @@ class EmbedWorker:
         self._write(unit, table, features, ids, crops)
         return table.select(["image_id", "status"])
 
-    def _features(self, pixels: np.ndarray) -> torch.Tensor:
-        maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
-        return maps.cpu()
+    def _features(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        images = self._backbone.prepare(torch.from_numpy(pixels))
+        maps, token = self._backbone.with_class_token(images)
+        return maps.cpu(), None if token is None else token.cpu()
 
     def _write(
         self,
         unit: int,
         table: pa.Table,
-        features: list[torch.Tensor],
+        features: list[tuple[torch.Tensor, torch.Tensor | None]],
         ids: list[int],
         crops: list[int],
     ) -> None:
         rows: list[dict[str, Any]] = []
         stored = None
         if features:
-            maps = torch.cat(features)
+            maps = torch.cat([maps for maps, _ in features])
+            tokens = [row.numpy() for _, token in features if token is not None for row in token]
             means = maps.mean((2, 3))
             if self._seed is not None:
                 means = dropped_channels(means, self._seed, unit)
             embeddings = F.normalize(means, dim=1).numpy()
             ok = ImageProblem.OK.value
             rows = [
-                {"image_id": image_id, "crop": crop, "status": ok, "embedding": embedding}
-                for image_id, crop, embedding in zip(ids, crops, embeddings, strict=True)
+                {"image_id": i, "crop": crop, "status": ok, "embedding": row, "class_token": token}
+                for i, crop, row, token in zip(
+                    ids, crops, embeddings, tokens or [None] * len(ids), strict=True
+                )
             ]
             if self._is_stored:
                 stored = maps.permute(0, 2, 3, 1).numpy()

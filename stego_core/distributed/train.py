@@ -21,6 +21,7 @@ from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.errors import ClusterError, StegoError
 from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
+from stego_core.model.consistency import consistent_projection
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import model_card, save_segmenter
 from stego_core.model.whitening import fit_whitening
@@ -31,6 +32,7 @@ from stego_core.storage.run import RunDirectory
 from stego_core.training.calibration import calibrate
 from stego_core.training.fit import fit, sample_tokens
 from stego_core.training.loop import TrainData, train
+from stego_core.training.matching import match_tokens
 from stego_core.training.optional import check_sources, needs_pixels
 from stego_core.training.state import find_checkpoint
 from stego_core.training.views import (
@@ -223,6 +225,10 @@ def _train_data(
         tokens = sample_tokens(features, len(views.image_ids), job.clusters.sample, seed=job.seed)
         whitening = fit_whitening(tokens, job.head.whiten)
         seen = Whitened(features, whitening)
+        if job.head.consistent:
+            pairs = match_tokens(seen.read, neighbors, seed=job.seed)
+            whitening = whitening.followed_by(consistent_projection(*pairs))
+            seen = Whitened(features, whitening)
     rows = mined.manifest.read(["image_id", "path"])
     paths = dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
     labels, num_classes = None, 0
@@ -242,6 +248,7 @@ def _train_data(
         side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
         shifts=calibration.shifts if job.loss.shifts == "auto" else {},
         whitening=whitening,
+        class_tokens=views.class_tokens,
         pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,
     )
 

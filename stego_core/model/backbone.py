@@ -109,6 +109,18 @@ class Backbone(nn.Module):
         Raises:
             ShapeError: if the images have another shape, or the network takes one size only.
         """
+        return self.with_class_token(images_BCHW)[0]
+
+    def with_class_token(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the features, as `forward` does, and the class token beside them.
+
+        Returns:
+            Features, and the class token's own features (B, C) in the same space, float32; None
+            where the network has no class token.
+
+        Raises:
+            ShapeError: as `forward`.
+        """
         shape, side = tuple(images_BCHW.shape), self.patch_size
         if len(shape) != 4 or shape[1] != 3 or shape[2] % side or shape[3] % side or 0 in shape[2:]:
             raise ShapeError(
@@ -117,29 +129,32 @@ class Backbone(nn.Module):
             )
         kind, use_bf16 = images_BCHW.device.type, self.precision == "bf16"
         with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=use_bf16):
-            features = self._features(images_BCHW)
+            features, token_BC = self._features(images_BCHW)
         grid = (shape[2] // side, shape[3] // side)
         if tuple(features.shape[2:]) != grid:
             raise ShapeError(
                 f"backbone '{self.record.name}' gives a grid of {tuple(features.shape[2:])} "
                 f"for images {shape}, not {grid}; choose another one"
             )
-        return features.float()
+        return features.float(), None if token_BC is None else token_BC.float()
 
-    def _features(self, images_BCHW: Tensor) -> Tensor:
+    def _features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs: list[Tensor] = []
         attention = _last_attention(self._network) if self._plan.use_keys else None
         hook = None
         if attention is not None:
             hook = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        has_token = self.record.is_transformer and self.record.prefix_tokens > 0
         try:
-            maps: list[Tensor] = self._network.forward_intermediates(  # type: ignore[operator]
+            found: list[Any] = self._network.forward_intermediates(  # type: ignore[operator]
                 images_BCHW,
                 indices=self._plan.indices,
                 norm=True,
                 stop_early=True,
                 output_fmt="NCHW",
                 intermediates_only=True,
+                # Networks without prefix tokens don't know the argument.
+                **({"return_prefix_tokens": True} if has_token else {}),
             )
         except AssertionError as error:  # networks of one fixed image size say so by assertion
             raise ShapeError(
@@ -149,10 +164,15 @@ class Backbone(nn.Module):
         finally:
             if hook is not None:
                 hook.remove()
+        maps = [entry[0] for entry in found] if has_token else found
+        # Of all prefix tokens (registers follow) the first is the class token.
+        tokens = [entry[1][:, 0] for entry in found] if has_token else []
         if attention is None:
-            return torch.cat(maps, dim=1)
-        keys_BNC = _keys(attention, inputs[0])[:, self.record.prefix_tokens :]
-        return keys_BNC.transpose(1, 2).reshape(len(keys_BNC), self.width, *maps[0].shape[2:])
+            return torch.cat(maps, dim=1), torch.cat(tokens, dim=1) if has_token else None
+        keys_BNC = _keys(attention, inputs[0])
+        patches_BCN = keys_BNC[:, self.record.prefix_tokens :].transpose(1, 2)
+        features = patches_BCN.reshape(len(keys_BNC), self.width, *maps[0].shape[2:])
+        return features, keys_BNC[:, 0] if has_token else None
 
 
 def load_backbone(config: BackboneConfig, *, device: str = "cpu") -> Backbone:

@@ -43,6 +43,7 @@ def spherical_kmeans(
     seed: int,
     restarts: int = 8,
     max_iterations: int = 100,
+    weights_N: Tensor | None = None,
 ) -> KMeansResult:
     """Find unit vectors that maximise the mean cosine of points with their nearest one.
 
@@ -57,6 +58,8 @@ def spherical_kmeans(
         seed: seed of all starts; fewer restarts run the first ones of many.
         restarts: number of starts, at least 1.
         max_iterations: Lloyd iterations of a start; 0 keeps what k-means++ chose.
+        weights_N: how much each point counts, at least 0, in starts, centroids and objective;
+            None counts all alike.
 
     Returns:
         Centroids and objectives. With fewer than M distinct directions some centroids are equal.
@@ -68,10 +71,18 @@ def spherical_kmeans(
     Source: Dhillon and Modha 2001 (spherical k-means); Arthur and Vassilvitskii 2007 (k-means++).
         Takes the place of the original's clusters trained by SGD, which can lose clusters.
     """
-    unit_ND = _unit_points(points_ND, count, restarts)
+    directed_N = _check_points(points_ND, count, restarts)
+    unit_ND = F.normalize(points_ND[directed_N].float(), dim=1, eps=_ZERO_NORM)
+    weights_N = torch.ones(len(directed_N)) if weights_N is None else weights_N
+    if len(weights_N) != len(directed_N):
+        raise ShapeError(f"{len(weights_N)} weights for {len(directed_N)} points: give one each")
+    shares_N = weights_N.to(unit_ND)[directed_N]
+    shares_N = shares_N / shares_N.mean()
     generator = torch.Generator().manual_seed(seed)
     ends = [
-        _iterate(unit_ND, _choose_start(unit_ND, count, generator), max_iterations)
+        _iterate(
+            unit_ND, shares_N, _choose_start(unit_ND, shares_N, count, generator), max_iterations
+        )
         for _ in range(restarts)
     ]
     best_MD, objective = max(ends, key=lambda end: end[1])
@@ -80,38 +91,39 @@ def spherical_kmeans(
     )
 
 
-def _unit_points(points_ND: Tensor, count: int, restarts: int) -> Tensor:
+def _check_points(points_ND: Tensor, count: int, restarts: int) -> Tensor:
+    """Return which points have a direction, (N,) bool."""
     if points_ND.ndim != 2:
         raise ShapeError(f"k-means got points of shape {tuple(points_ND.shape)}: give (N, D)")
     if count < 1 or restarts < 1:
         raise ConfigError(
             f"k-means can't make {count} clusters from {restarts} starts: choose at least 1 of each"
         )
-    points_ND = points_ND.float()
-    norms = torch.linalg.vector_norm(points_ND, dim=1)
+    norms = torch.linalg.vector_norm(points_ND.float(), dim=1)
     if not bool(torch.isfinite(norms).all()):
         raise ConfigError(
             "k-means got codes that are not finite: the training diverged, lower train.head_lr"
         )
-    directed = norms > _ZERO_NORM
+    directed: Tensor = norms > _ZERO_NORM
     if int(directed.sum()) < count:
         raise ConfigError(
             f"k-means got {int(directed.sum())} usable codes for {count} clusters: lower "
             "clusters.count, or use more images"
         )
-    unit_ND: Tensor = points_ND[directed] / norms[directed, None]
-    return unit_ND
+    return directed
 
 
-def _choose_start(unit_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    # k-means++: each further start is drawn with probability proportional to 1 - cosine, which
-    # is half the squared distance of unit vectors.
-    chosen = int(torch.randint(len(unit_ND), (1,), generator=generator))
+def _choose_start(
+    unit_ND: Tensor, shares_N: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    # k-means++: each further start is drawn with probability proportional to weight times
+    # 1 - cosine, which is half the squared distance of unit vectors.
+    chosen = _draw(shares_N, generator)
     starts = [chosen]
     gaps = torch.full((len(unit_ND),), torch.inf, device=unit_ND.device)
     for _ in range(count - 1):
         gaps = torch.minimum(gaps, 1 - unit_ND @ unit_ND[chosen]).clamp_(min=0)
-        chosen = _draw(gaps, generator)
+        chosen = _draw(gaps * shares_N, generator)
         starts.append(chosen)
     return unit_ND[starts].clone()
 
@@ -129,13 +141,15 @@ def _draw(weights: Tensor, generator: torch.Generator) -> int:
     return min(index, len(weights) - 1)
 
 
-def _iterate(unit_ND: Tensor, centroids_MD: Tensor, max_iterations: int) -> tuple[Tensor, float]:
+def _iterate(
+    unit_ND: Tensor, shares_N: Tensor, centroids_MD: Tensor, max_iterations: int
+) -> tuple[Tensor, float]:
     nearest, cosines = _assign(unit_ND, centroids_MD)
-    objective = float(cosines.double().mean())
+    objective = float((cosines * shares_N).double().mean())
     for _ in range(max_iterations):
-        moved_MD = _move(unit_ND, nearest, cosines, len(centroids_MD))
+        moved_MD = _move(unit_ND, shares_N, nearest, cosines, len(centroids_MD))
         nearest, cosines = _assign(unit_ND, moved_MD)
-        reached = float(cosines.double().mean())
+        reached = float((cosines * shares_N).double().mean())
         # Rounding can lower the objective in its last digits: the better centroids are kept.
         gain = reached - objective
         if gain > 0:
@@ -154,10 +168,14 @@ def _assign(unit_ND: Tensor, centroids_MD: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([block.indices for block in best]), torch.cat([block.values for block in best])
 
 
-def _move(unit_ND: Tensor, nearest: Tensor, cosines: Tensor, count: int) -> Tensor:
-    sums_MD = unit_ND.new_zeros(count, unit_ND.shape[1]).index_add_(0, nearest, unit_ND)
+def _move(
+    unit_ND: Tensor, shares_N: Tensor, nearest: Tensor, cosines: Tensor, count: int
+) -> Tensor:
+    sums_MD = unit_ND.new_zeros(count, unit_ND.shape[1])
+    sums_MD.index_add_(0, nearest, unit_ND * shares_N[:, None])
     norms = torch.linalg.vector_norm(sums_MD, dim=1)
     dead = (norms < _SMALLEST_NORM).nonzero()[:, 0]
     if len(dead):
-        sums_MD[dead] = unit_ND[cosines.topk(len(dead), largest=False).indices]
+        misfits = (1 - cosines) * shares_N
+        sums_MD[dead] = unit_ND[misfits.topk(len(dead)).indices]
     return F.normalize(sums_MD, dim=1)

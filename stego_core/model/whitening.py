@@ -46,6 +46,10 @@ class Whitening(nn.Module):
         """Return D."""
         return len(self.get_buffer("projection"))
 
+    def followed_by(self, map_DD: Tensor) -> Whitening:
+        """Return a whitening whose result is mapped by `map_DD` before it is made unit length."""
+        return Whitening(self.get_buffer("mean"), map_DD @ self.get_buffer("projection"))
+
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Return whitened unit vectors, (B, D, h, w)."""
         centred = F.normalize(features_BChw, dim=1) - self.get_buffer("mean").view(1, -1, 1, 1)

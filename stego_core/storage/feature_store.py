@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
         ("detail", pa.string()),
         ("embedding", pa.list_(pa.float32())),
+        ("class_token", pa.list_(pa.float32())),
     ]
 )
 
@@ -40,12 +41,14 @@ class Views:
         crops: (V,) int8, 0 for a whole image, 0 to 4 for five crops.
         embeddings: (V, D) float32, unit length: mean of the patch features.
         failures: (image_id, problem, detail) of images that could not be used.
+        class_tokens: (V, C) float32, or None where the backbone has no class token.
     """
 
     image_ids: np.ndarray
     crops: np.ndarray
     embeddings: np.ndarray
     failures: list[tuple[int, str, str]]
+    class_tokens: np.ndarray | None = None
 
 
 def unit_names(folder_uri: str) -> set[int]:
@@ -76,13 +79,19 @@ def read_views(folder_uri: str, num_units: int) -> Views:
     table = pa.concat_tables(tables)
     usable = table.filter(pc.equal(table["status"], ImageProblem.OK))
     failed = table.filter(pc.not_equal(table["status"], ImageProblem.OK))
-    flat = usable["embedding"].combine_chunks().flatten().to_numpy()
+    has_tokens = usable.num_rows > 0 and not usable["class_token"].null_count
     return Views(
         image_ids=usable["image_id"].to_numpy(),
         crops=usable["crop"].to_numpy(),
-        embeddings=flat.reshape(usable.num_rows, -1) if usable.num_rows else np.empty((0, 0)),
+        embeddings=_matrix(usable, "embedding"),
+        class_tokens=_matrix(usable, "class_token") if has_tokens else None,
         failures=[(r["image_id"], r["status"], r["detail"]) for r in failed.to_pylist()],
     )
+
+
+def _matrix(table: pa.Table, name: str) -> np.ndarray:
+    flat: np.ndarray = table[name].combine_chunks().flatten().to_numpy()
+    return flat.reshape(table.num_rows, -1) if table.num_rows else np.empty((0, 0))
 
 
 class StoredFeatures:

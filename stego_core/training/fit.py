@@ -7,14 +7,18 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stego_core.config.schema import TrainJob
+from stego_core.model.consistency import consistent_projection
 from stego_core.model.head import Head
 from stego_core.model.kmeans import spherical_kmeans
+from stego_core.model.objectness import background_weights, measure_objectness
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.whitening import principal_scaling
 from stego_core.training.loop import TrainData
+from stego_core.training.matching import match_tokens
 from stego_core.training.step import Trainable
 from stego_core.training.views import FeatureSource
 
@@ -29,75 +33,129 @@ def sample_tokens(source: FeatureSource, num_views: int, count: int, *, seed: in
 
     The draw depends on the seed and the number of views and cells alone.
     """
-    return _sample(source, num_views, count, seed, lambda maps: (maps,))[0]
+    return _sample(num_views, count, seed, lambda views: (source.read(views),))[0]
 
 
 def _sample(
-    source: FeatureSource,
     num_views: int,
     count: int,
     seed: int,
-    transform: Callable[[Tensor], tuple[Tensor, ...]],
+    read: Callable[[np.ndarray], tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """Return what `transform` makes of the maps, each at the same random cells: (T, channels)."""
+    """Return what `read` gives for views, each map at the same random cells: (T, channels)."""
     generator = np.random.default_rng([seed, 2])
-    cells = source.read(np.zeros(1, np.int64)).flatten(2).shape[2]
+    cells = read(np.zeros(1, np.int64))[0].flatten(2).shape[2]
     chosen = min(num_views, -(-count // min(_TOKENS_PER_VIEW, cells)))
     views = np.sort(generator.choice(num_views, chosen, replace=False))
     per_view = min(-(-count // chosen), cells)
     parts = []
     for start in range(0, chosen, _READ_VIEWS):
         block = views[start : start + _READ_VIEWS]
-        kinds = [maps.flatten(2).transpose(1, 2) for maps in transform(source.read(block))]
+        kinds = [maps.flatten(2).transpose(1, 2) for maps in read(block)]
         picks = [np.sort(generator.choice(cells, per_view, replace=False)) for _ in block]
         rows = torch.arange(len(block))[:, None], torch.from_numpy(np.stack(picks))
         parts.append([kind[rows].flatten(0, 1) for kind in kinds])
     return [torch.cat(kind) for kind in zip(*parts, strict=True)]
 
 
+class _Maps:
+    """The maps that are fitted on, for any views.
+
+    Args:
+        job: the configuration.
+        model: after the last step.
+        data: what it was trained on.
+    """
+
+    def __init__(self, job: TrainJob, model: Trainable, data: TrainData) -> None:
+        self._job, self._model, self._data = job, model, data
+        self._device = next(model.head.parameters()).device
+
+    def read(self, views: np.ndarray) -> tuple[Tensor, ...]:
+        """Return features, pull of objectness (B, 1, h, w), codes and smoothed codes."""
+        features = self._data.features.read(views)
+        seen = self._model.whiten(features.to(self._device))
+        code = self._model.head(seen)
+        smooth = smooth_code(code, seen, temperature=self._job.head.smooth)
+        return features, self._pull(features, views), code.cpu(), smooth.cpu()
+
+    def smoothed(self, views: np.ndarray) -> Tensor:
+        """Return smoothed codes (B, K, h, w)."""
+        return self.read(views)[3]
+
+    def _pull(self, features_BChw: Tensor, views: np.ndarray) -> Tensor:
+        """Return what tends to be higher on things: likeness to the class token, or the centre."""
+        if self._data.class_tokens is not None:
+            tokens = torch.from_numpy(self._data.class_tokens[views])[:, :, None, None]
+            return F.cosine_similarity(features_BChw, tokens, dim=1)[:, None]
+        h, w = features_BChw.shape[2:]
+        down, across = torch.linspace(-1, 1, h)[:, None], torch.linspace(-1, 1, w)[None]
+        return -(down**2 + across**2).expand(len(features_BChw), 1, h, w)
+
+
 @torch.no_grad()
 def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     """Return the tensors of the model file.
 
-    The cluster probe is refitted by spherical k-means on whitened, smoothed codes, because the
+    The cluster probe is refitted by spherical k-means on projected, smoothed codes, because the
     probe that SGD trains from random vectors loses clusters that it never finds again; no label is
-    looked at. The whitening is folded into the head's last layers, and into the linear probe, which
-    gives the same scores as before. The baseline is the same k-means on the frozen features: what
-    the head has to beat.
+    looked at. The projection is folded into the head's last layers, and into the linear probe,
+    which gives the same scores as before. The baseline is k-means on the frozen features, all
+    tokens alike: what the head has to beat.
     """
-    device = next(model.head.parameters()).device
-
-    def transform(features: Tensor) -> tuple[Tensor, ...]:
-        seen = model.whiten(features.to(device))
-        code = model.head(seen)
-        smooth = smooth_code(code, seen, temperature=job.head.smooth)
-        return features, code.cpu(), smooth.cpu()
-
-    num_views, restarts = len(data.neighbors), job.clusters.restarts
-    features, codes, smoothed = _sample(
-        data.features, num_views, job.clusters.sample, job.seed, transform
+    maps = _Maps(job, model, data)
+    features, pull, codes, smoothed = _sample(
+        len(data.neighbors), job.clusters.sample, job.seed, maps.read
     )
     head = Head(model.head.width, job.head)
     head.load_state_dict({key: value.cpu() for key, value in model.head.state_dict().items()})
     clusters: Tensor = model.cluster_probe.clusters
     mean, projection = torch.zeros(head.dim), torch.eye(head.dim)
+    count, restarts = job.clusters.total, job.clusters.restarts
     if job.clusters.refit == "kmeans":
-        mean, components = principal_scaling(codes, head.dim)
-        projection[: len(components)] = components  # fewer codes than channels: the rest stays
+        mean, projection = _code_projection(job, maps, codes, data.neighbors)
         head.project_code(mean, projection)
-        points = (smoothed - mean) @ projection.T
-        result = spherical_kmeans(points, job.clusters.total, seed=job.seed, restarts=restarts)
+        objectness = measure_objectness(features, pull[:, 0])
+        result = spherical_kmeans(
+            (smoothed - mean) @ projection.T,
+            count,
+            seed=job.seed,
+            restarts=restarts,
+            weights_N=background_weights(objectness, job.clusters.background),
+        )
         clusters = result.centroids
         logger.info("clusters: mean cosine %.4f", result.objective)
-    baseline = spherical_kmeans(features, job.clusters.total, seed=job.seed, restarts=restarts)
+    baseline = spherical_kmeans(features, count, seed=job.seed, restarts=restarts)
     tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
     tensors |= {"clusters": clusters, "baseline": baseline.centroids}
     if model.whitening is not None:
         tensors |= {f"whitening.{k}": v for k, v in model.whitening.state_dict().items()}
-    if model.linear_probe is not None:
-        classifier = model.linear_probe.classifier
-        assert classifier.bias is not None  # noqa: S101 - the probe is built with one
-        weight = classifier.weight.flatten(1).cpu()
-        tensors["linear.weight"] = weight @ torch.linalg.pinv(projection)
-        tensors["linear.bias"] = classifier.bias.cpu() + weight @ mean
+    tensors |= _linear_probe(model, mean, projection)
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def _code_projection(
+    job: TrainJob, maps: _Maps, codes_TK: Tensor, neighbors_VN: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Return mean (K,) and projection (K, K) of codes: consistency again, or whitening."""
+    dim = codes_TK.shape[1]
+    if job.head.whiten and job.head.consistent:
+        pairs = match_tokens(maps.smoothed, neighbors_VN, seed=job.seed)
+        return torch.zeros(dim), consistent_projection(*pairs)
+    mean, components = principal_scaling(codes_TK, dim)
+    projection = torch.eye(dim)
+    projection[: len(components)] = components  # fewer codes than channels: the rest stays
+    return mean, projection
+
+
+def _linear_probe(model: Trainable, mean_K: Tensor, projection_KK: Tensor) -> dict[str, Tensor]:
+    """Return the linear probe for projected codes, which gives the scores that it gave before."""
+    if model.linear_probe is None:
+        return {}
+    classifier = model.linear_probe.classifier
+    assert classifier.bias is not None  # noqa: S101 - the probe is built with one
+    weight = classifier.weight.flatten(1).cpu()
+    return {
+        "linear.weight": weight @ torch.linalg.pinv(projection_KK),
+        "linear.bias": classifier.bias.cpu() + weight @ mean_K,
+    }

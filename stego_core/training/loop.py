@@ -61,6 +61,7 @@ class TrainData:
         side: of a view in pixels.
         shifts: calibrated shifts; empty takes those of the configuration.
         whitening: of the features, or None.
+        class_tokens: (V, C) of the views, or None where the backbone has none.
         pixels: of the views, where an optional loss needs them.
     """
 
@@ -72,6 +73,7 @@ class TrainData:
     side: int
     shifts: dict[str, float]
     whitening: Whitening | None = None
+    class_tokens: np.ndarray | None = None
     pixels: FromBackbone | None = None
 
 

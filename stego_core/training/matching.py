@@ -1,0 +1,64 @@
+"""Matched tokens of neighbouring views: the correspondences that consistency is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stego_core.neighbors.search import NONE
+
+_STREAM = 5
+_ANCHORS = 512  # views that look for matches in their neighbours
+_NEIGHBORS = 4
+_TOKENS = 160  # drawn from each view
+_READ_VIEWS = 64
+
+
+def match_tokens(
+    read: Callable[[np.ndarray], Tensor], neighbors_VN: np.ndarray, *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Match random tokens of views with those of their nearest neighbours.
+
+    Two tokens match if each is the other's most similar one, by cosine.
+
+    Args:
+        read: views to maps (B, D, h, w); called once for each view that takes part.
+        neighbors_VN: (V, N) views, `NONE` where a view has fewer.
+        seed: of the draw, which depends on nothing else but the shapes.
+
+    Returns:
+        The tokens that were drawn (T, D), and the differences of matched ones (P, D), both of unit
+        tokens; P is 0 where no view has a neighbour.
+    """
+    generator = np.random.default_rng([seed, _STREAM])
+    num_views = len(neighbors_VN)
+    anchors = np.sort(generator.choice(num_views, min(_ANCHORS, num_views), replace=False))
+    pairs = [
+        (int(anchor), int(other))
+        for anchor in anchors
+        for other in neighbors_VN[anchor, :_NEIGHBORS]
+        if other not in (NONE, anchor)
+    ]
+    needed = np.unique(np.concatenate([anchors, np.array(pairs, np.int64).reshape(-1)]))
+    tokens: dict[int, Tensor] = {}
+    for start in range(0, len(needed), _READ_VIEWS):
+        block = needed[start : start + _READ_VIEWS]
+        maps_BTD = F.normalize(read(block).cpu(), dim=1).flatten(2).transpose(1, 2)
+        cells, drawn = maps_BTD.shape[1], min(_TOKENS, maps_BTD.shape[1])
+        for view, rows in zip(block, maps_BTD, strict=True):
+            picks = np.sort(generator.choice(cells, drawn, replace=False))
+            tokens[int(view)] = rows[torch.from_numpy(picks)]
+    everything = torch.cat([tokens[int(view)] for view in needed])
+    differences = [_differences(tokens[anchor], tokens[other]) for anchor, other in pairs]
+    return everything, torch.cat(differences) if differences else everything[:0]
+
+
+def _differences(a_TD: Tensor, b_TD: Tensor) -> Tensor:
+    cosines = a_TD @ b_TD.T
+    best, back = cosines.argmax(1), cosines.argmax(0)
+    is_mutual = back[best] == torch.arange(len(best))
+    return a_TD[is_mutual] - b_TD[best[is_mutual]]
