@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from stego_core.config.base import (
+    Decay,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -50,9 +51,13 @@ class PairConfig(Strict):
 class LossConfig(Strict):
     """The correspondence loss (paper, section 3)."""
 
-    shifts: Literal["auto", "fixed"] = "auto"
+    energy: Literal["correspondence", "smooth"] = "correspondence"
+    """What pairs of points pay for: `correspondence` compares codes, as the paper does; `smooth`
+    compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours."""
+    shifts: Literal["auto", "fixed", "adaptive"] = "auto"
     """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
-    `fixed` uses the numbers given for each kind."""
+    `fixed` uses the numbers given for each kind; `adaptive` computes a shift for each kind in each
+    step from the mean correspondences of features and codes, as EAGLE does."""
     self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.67, shift=0.08))
     knn: PairConfig = field(default_factory=lambda: PairConfig(weight=0.25, shift=0.02))
     random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
@@ -74,6 +79,9 @@ class LossConfig(Strict):
     crf: NonNegativeFloat = 0.0
     """Weight of the CRF loss: near pixels of like colour should have like codes. Reads the images
     in every step."""
+    local: NonNegativeFloat = 0.0
+    """Weight of the same loss on codes mixed with like neighbours in the grid (local hidden
+    positives)."""
     salience: bool = False
     """Draw nine in ten points from labelled pixels (the original's `use_salience`). A study: the
     points then depend on where there are labels."""
@@ -98,6 +106,9 @@ class TrainConfig(Strict):
     """Steps between lines of events.jsonl."""
     linear_pixels: Positive = 1024
     """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+    ema: Decay = 0.0
+    """Decay of a moving average of the head, which becomes the model in place of the last step's
+    head; 0.99 is usual, 0 keeps none."""
     reset_probes_at: Positive | None = None
     """After this many batches both probes start anew, with their optimisers (the original's
     `reset_probe_steps`)."""

@@ -65,11 +65,12 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     gives the same scores as before. The baseline is the same k-means on the frozen features: what
     the head has to beat.
     """
-    device = next(model.head.parameters()).device
+    trained = model.final_head
+    device = next(trained.parameters()).device
 
     def transform(features: Tensor) -> tuple[Tensor, ...]:
         seen = model.whiten(features.to(device))
-        code = model.head(seen)
+        code = trained(seen)
         smooth = smooth_code(code, seen, temperature=job.head.smooth)
         return features, code.cpu(), smooth.cpu()
 
@@ -77,8 +78,8 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     features, codes, smoothed = _sample(
         data.features, num_views, job.clusters.sample, job.seed, transform
     )
-    head = Head(model.head.width, job.head)
-    head.load_state_dict({key: value.cpu() for key, value in model.head.state_dict().items()})
+    head = Head(trained.width, job.head)
+    head.load_state_dict({key: value.cpu() for key, value in trained.state_dict().items()})
     clusters: Tensor = model.cluster_probe.clusters
     mean, projection = torch.zeros(head.dim), torch.eye(head.dim)
     if job.clusters.refit == "kmeans":
