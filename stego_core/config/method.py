@@ -118,14 +118,19 @@ class TrainConfig(Strict):
 class ClustersConfig(Strict):
     """The cluster probe: which code means which cluster."""
 
-    count: Positive = 27
-    """K, the number of clusters."""
+    count: NonNegative = 27
+    """K, the number of clusters; 0 chooses it before training by the silhouette of k-means on the
+    features, without labels."""
     extra: NonNegative = 0
     """Clusters beyond K (the original's `extra_clusters`). Those that match no class are errors
     when scored."""
-    refit: Literal["kmeans", "none"] = "kmeans"
+    refit: Literal["kmeans", "modularity", "none"] = "kmeans"
     """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
-    never used); `none` keeps the probe that SGD trained, as the paper does."""
+    never used); `modularity`: clusters that maximise the modularity of the graph of codes, as
+    CAUSE does; `none` keeps the probe that SGD trained, as the paper does."""
+    over: Positive = 1
+    """Fit this many times the clusters, then merge them by average linkage; a merged cluster
+    keeps all its centroids."""
     restarts: Positive = 8
     """k-means++ starts; the one with the highest mean cosine is kept."""
     sample: Positive = 60_000
@@ -135,3 +140,8 @@ class ClustersConfig(Strict):
     def total(self) -> int:
         """Return the clusters of the probe: `count` and `extra`."""
         return self.count + self.extra
+
+    @property
+    def fitted(self) -> int:
+        """Return the clusters that are fitted after training, before they are merged."""
+        return self.total * self.over

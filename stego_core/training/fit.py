@@ -12,6 +12,8 @@ from torch import Tensor
 from stego_core.config.schema import TrainJob
 from stego_core.model.head import Head
 from stego_core.model.kmeans import spherical_kmeans
+from stego_core.model.merging import merge_centroids
+from stego_core.model.modularity import raise_modularity
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.whitening import principal_scaling
 from stego_core.training.loop import TrainData
@@ -82,17 +84,30 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     head.load_state_dict({key: value.cpu() for key, value in trained.state_dict().items()})
     clusters: Tensor = model.cluster_probe.clusters
     mean, projection = torch.zeros(head.dim), torch.eye(head.dim)
-    if job.clusters.refit == "kmeans":
+    merge: dict[str, Tensor] = {}
+    if job.clusters.refit != "none":
         mean, components = principal_scaling(codes, head.dim)
         projection[: len(components)] = components  # fewer codes than channels: the rest stays
         head.project_code(mean, projection)
         points = (smoothed - mean) @ projection.T
-        result = spherical_kmeans(points, job.clusters.total, seed=job.seed, restarts=restarts)
+        # Modularity starts from what k-means++ chose.
+        iterations = 0 if job.clusters.refit == "modularity" else 100
+        result = spherical_kmeans(
+            points,
+            job.clusters.fitted,
+            seed=job.seed,
+            restarts=restarts,
+            max_iterations=iterations,
+        )
         clusters = result.centroids
         logger.info("clusters: mean cosine %.4f", result.objective)
+        if job.clusters.refit == "modularity":
+            clusters = raise_modularity(points, clusters, seed=job.seed)
+        if job.clusters.over > 1:
+            merge["merge"] = merge_centroids(clusters, job.clusters.total)
     baseline = spherical_kmeans(features, job.clusters.total, seed=job.seed, restarts=restarts)
     tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
-    tensors |= {"clusters": clusters, "baseline": baseline.centroids}
+    tensors |= {"clusters": clusters, "baseline": baseline.centroids} | merge
     if model.whitening is not None:
         tensors |= {f"whitening.{k}": v for k, v in model.whitening.state_dict().items()}
     if model.linear_probe is not None:
