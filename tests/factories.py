@@ -69,7 +69,7 @@ def train_job(*, seed=0, head=None, loss=None, train=None, clusters=None, **sett
     return TrainJob(
         seed=seed,
         head=HeadConfig(**{"dim": 6, "dropout": 0.1, **(head or {})}),
-        loss=LossConfig(**{"samples": 3, "negatives": 2, **(loss or {})}),
+        loss=LossConfig(**{"samples": 3, "negatives": 2, "pointwise": True, **(loss or {})}),
         train=TrainConfig(
             **{
                 "steps": 6,

@@ -211,6 +211,22 @@ def _refuse(job: Job, problems: list[str]) -> None:
         raise ConfigError(*problems, *clashes)
 
 
+def _clash(value: Mapping[str, Any], *paths: str, rule: str) -> str:
+    return ", ".join(f"{path} = {show(value[path])}" for path in paths) + f": {rule}"
+
+
+def _check_options(value: Mapping[str, Any]) -> list[str]:
+    """List the options of the method that do not fit together, one line each."""
+    lines = []
+    weights = ["loss.self.weight", "loss.random.weight"]
+    if value.get("loss.energy") == "smooth" and not any(value[path] for path in weights):
+        lines.append(_clash(value, "loss.energy", *weights, rule="it has no other kinds of pairs"))
+    if value.get("clusters.over", 1) > 1 and value["clusters.refit"] == "none":
+        both = "clusters.over", "clusters.refit"
+        lines.append(_clash(value, *both, rule="the trained clusters can't be merged"))
+    return lines
+
+
 def _check_job(job: Job) -> list[str]:
     """List the settings that do not fit together, one line each."""
     value = {path: _at(job, path) for path in flatten(type(job))}
@@ -221,7 +237,7 @@ def _check_job(job: Job) -> list[str]:
     ]
 
     def clash(*paths: str, rule: str) -> None:
-        lines.append(", ".join(f"{path} = {show(value[path])}" for path in paths) + f": {rule}")
+        lines.append(_clash(value, *paths, rule=rule))
 
     if value.get("neighbors.used", 0) > value.get("neighbors.stored", 0):
         clash("neighbors.used", "neighbors.stored", rule="can't use more neighbours than stored")
@@ -237,7 +253,7 @@ def _check_job(job: Job) -> list[str]:
             clash(path, rule="must be at least 16")
     if value.get("backbone.feature") == "blocks" and not value["backbone.blocks"]:
         clash("backbone.blocks", rule="must name a block when backbone.feature is blocks")
-    return lines
+    return lines + _check_options(value)
 
 
 def _at(job: Any, path: str) -> Any:

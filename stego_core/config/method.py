@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from stego_core.config.base import (
+    Decay,
     Fraction,
     NonNegative,
     NonNegativeFloat,
@@ -54,9 +55,13 @@ class PairConfig(Strict):
 class LossConfig(Strict):
     """The correspondence loss (paper, section 3)."""
 
-    shifts: Literal["auto", "fixed"] = "auto"
+    energy: Literal["correspondence", "smooth"] = "correspondence"
+    """What pairs of points pay for: `correspondence` compares codes, as the paper does; `smooth`
+    compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours."""
+    shifts: Literal["auto", "fixed", "adaptive"] = "auto"
     """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
-    `fixed` uses the numbers given for each kind."""
+    `fixed` uses the numbers given for each kind; `adaptive` computes a shift for each kind in each
+    step from the mean correspondences of features and codes, as EAGLE does."""
     self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.3, shift=0.08))
     knn: PairConfig = field(default_factory=lambda: PairConfig(weight=1.0, shift=0.02))
     random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))
@@ -78,6 +83,9 @@ class LossConfig(Strict):
     crf: NonNegativeFloat = 0.0
     """Weight of the CRF loss: near pixels of like colour should have like codes. Reads the images
     in every step."""
+    local: NonNegativeFloat = 0.0
+    """Weight of the same loss on codes mixed with like neighbours in the grid (local hidden
+    positives)."""
     salience: bool = False
     """Draw nine in ten points from labelled pixels (the original's `use_salience`). A study: the
     points then depend on where there are labels."""
@@ -102,6 +110,9 @@ class TrainConfig(Strict):
     """Steps between lines of events.jsonl."""
     linear_pixels: Positive = 1024
     """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+    ema: Decay = 0.0
+    """Decay of a moving average of the head, which becomes the model in place of the last step's
+    head; 0.99 is usual, 0 keeps none."""
     reset_probes_at: Positive | None = None
     """After this many batches both probes start anew, with their optimisers (the original's
     `reset_probe_steps`)."""
@@ -111,14 +122,19 @@ class TrainConfig(Strict):
 class ClustersConfig(Strict):
     """The cluster probe: which code means which cluster."""
 
-    count: Positive = 27
-    """K, the number of clusters."""
+    count: NonNegative = 27
+    """K, the number of clusters; 0 chooses it before training by the silhouette of k-means on the
+    features, without labels."""
     extra: NonNegative = 0
     """Clusters beyond K (the original's `extra_clusters`). Those that match no class are errors
     when scored."""
-    refit: Literal["kmeans", "none"] = "kmeans"
+    refit: Literal["kmeans", "modularity", "none"] = "kmeans"
     """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
-    never used); `none` keeps the probe that SGD trained, as the paper does."""
+    never used); `modularity`: clusters that maximise the modularity of the graph of codes, as
+    CAUSE does; `none` keeps the probe that SGD trained, as the paper does."""
+    over: Positive = 1
+    """Fit this many times the clusters, then merge them by average linkage; a merged cluster
+    keeps all its centroids."""
     restarts: Positive = 8
     """k-means++ starts; the one with the highest mean cosine is kept."""
     background: Fraction = 0.1
@@ -131,3 +147,8 @@ class ClustersConfig(Strict):
     def total(self) -> int:
         """Return the clusters of the probe: `count` and `extra`."""
         return self.count + self.extra
+
+    @property
+    def fitted(self) -> int:
+        """Return the clusters that are fitted after training, before they are merged."""
+        return self.total * self.over

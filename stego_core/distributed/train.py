@@ -21,6 +21,7 @@ from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.errors import ClusterError, StegoError
 from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
+from stego_core.model.choose_count import CANDIDATES
 from stego_core.model.consistency import consistent_projection
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import model_card, save_segmenter
@@ -30,6 +31,7 @@ from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views, read_views
 from stego_core.storage.run import RunDirectory
 from stego_core.training.calibration import calibrate
+from stego_core.training.choose import with_cluster_count
 from stego_core.training.fit import fit, sample_tokens
 from stego_core.training.loop import TrainData, train
 from stego_core.training.matching import match_tokens
@@ -59,8 +61,17 @@ def plan_train(job: TrainJob) -> list[str]:
     return [
         *lines,
         f"train: {state}, {job.train.steps} steps of {job.train.batch} views, "
-        f"{job.workers} worker(s), {job.clusters.total} clusters, seed {job.seed}",
+        f"{job.workers} worker(s), {_clusters(job, record if same else {})}, seed {job.seed}",
     ]
+
+
+def _clusters(job: TrainJob, record: dict[str, Any]) -> str:
+    if job.clusters.count:
+        return f"{job.clusters.total} clusters"
+    if "clusters" in record:
+        return f"{record['clusters']} clusters (chosen by silhouette, see events.jsonl)"
+    numbers = ", ".join(map(str, CANDIDATES))
+    return f"a number of clusters chosen by silhouette from {numbers}"
 
 
 def train_model(job: TrainJob, run: RunDirectory) -> None:
@@ -83,7 +94,8 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
         folder = _fit(job, run, mined, key=key)
         tensors, card = load_tensors(folder, "model")
         save_segmenter(run.path("model"), tensors, card)
-        run.write_json("train.json", {"key": key, "settings": settings})
+        clusters = len(card["cluster_names"])
+        run.write_json("train.json", {"key": key, "settings": settings, "clusters": clusters})
     run.count(steps=job.train.steps)
     logger.info("model: %s", run.path("model"))
 
@@ -204,6 +216,7 @@ def _worker(config: dict[str, Any]) -> None:
         return  # a worker died after the last report, and Ray Train started all of them again
     views = read_views(mined.store_uri, mined.manifest.num_units)
     data = _train_data(job, mined, views, context, device=device)
+    job = with_cluster_count(job, data, context)
     model = train(job, data, context, device=device)
 
     def save(folder: str) -> None:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stego_core.config.schema import BackboneConfig
 from stego_core.errors import CheckpointError, ConfigError, ShapeError
+from stego_core.model.keys import attention_keys, key_projection, last_attention
 from stego_core.model.registry import (
     BackboneRecord,
     build_network,
@@ -140,7 +140,7 @@ class Backbone(nn.Module):
 
     def _features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs: list[Tensor] = []
-        attention = _last_attention(self._network) if self._plan.use_keys else None
+        attention = last_attention(self._network) if self._plan.use_keys else None
         hook = None
         if attention is not None:
             hook = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -169,7 +169,7 @@ class Backbone(nn.Module):
         tokens = [entry[1][:, 0] for entry in found] if has_token else []
         if attention is None:
             return torch.cat(maps, dim=1), torch.cat(tokens, dim=1) if has_token else None
-        keys_BNC = _keys(attention, inputs[0])
+        keys_BNC = attention_keys(attention, inputs[0])
         patches_BCN = keys_BNC[:, self.record.prefix_tokens :].transpose(1, 2)
         features = patches_BCN.reshape(len(keys_BNC), self.width, *maps[0].shape[2:])
         return features, keys_BNC[:, 0] if has_token else None
@@ -263,12 +263,12 @@ def _plan_features(network: nn.Module, record: BackboneRecord, config: BackboneC
     if config.feature == "last":
         return _Plan([last], record.patch_size, record.width, use_keys=False)
     if config.feature == "key":
-        attention = _last_attention(network) if record.is_transformer else None
+        attention = last_attention(network) if record.is_transformer else None
         if attention is None:
             raise ConfigError(
                 f"backbone '{record.name}' has no attention keys; use --backbone.feature last"
             )
-        width = _key_projection(attention)[0].shape[0]
+        width = key_projection(attention)[0].shape[0]
         return _Plan([last], record.patch_size, width, use_keys=True)
     indices = sorted(block + len(levels) if block < 0 else block for block in config.blocks)
     if not indices or indices[0] < 0 or indices[-1] > last or len(set(indices)) < len(indices):
@@ -284,34 +284,3 @@ def _plan_features(network: nn.Module, record: BackboneRecord, config: BackboneC
         )
     width = sum(int(levels[index]["num_chs"]) for index in indices)
     return _Plan(indices, sides.pop(), width, use_keys=False)
-
-
-def _last_attention(network: nn.Module) -> nn.Module | None:
-    """Return the attention of a plain transformer's last block; None where there is none."""
-    blocks = getattr(network, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        return None
-    attention = getattr(blocks[-1], "attn", None)
-    projections = (getattr(attention, name, None) for name in ("qkv", "k_proj"))
-    return attention if any(isinstance(part, nn.Linear) for part in projections) else None
-
-
-def _key_projection(attention: Any) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias that make the keys of all heads, side by side."""
-    if getattr(attention, "k_proj", None) is not None:
-        return attention.k_proj.weight, attention.k_proj.bias
-    weight, bias = attention.qkv.weight.chunk(3)[1], attention.qkv.bias
-    if bias is None:  # some networks keep it apart from the projection
-        return weight, getattr(attention, "k_bias", None)
-    return weight, bias.chunk(3)[1]
-
-
-def _keys(attention: Any, tokens_BNC: Tensor) -> Tensor:
-    """Return the keys as attention compares them, before any rotation by position: (B, N, C)."""
-    keys_BNC = F.linear(tokens_BNC, *_key_projection(attention))
-    norm = getattr(attention, "k_norm", None)
-    if norm is None:
-        return keys_BNC
-    heads = getattr(attention, "num_kv_heads", None) or attention.num_heads
-    per_head: Tensor = norm(keys_BNC.reshape(*keys_BNC.shape[:2], heads, -1))
-    return per_head.flatten(2)

@@ -18,6 +18,7 @@ from stego_core.errors import CheckpointError
 from stego_core.model.backbone import Backbone, load_backbone
 from stego_core.model.checkpoint import MODEL_VERSION, find_model, load_tensors, save_tensors
 from stego_core.model.head import Head
+from stego_core.model.merging import strongest_products
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.weights import RANDOM, ResolvedWeights
 from stego_core.model.whitening import Whitening
@@ -31,7 +32,8 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: frozen features.
-        tensors: `head.*`, `clusters` (N, K); where it was fitted `baseline` (N, C); with labels
+        tensors: `head.*`, `clusters` (N, K); where clusters were merged `merge`, the cluster of
+            each row of `clusters`; where it was fitted `baseline` (N, C); with labels
             `linear.weight` (classes, K) and `linear.bias`; with whitening `whitening.mean` (C,)
             and `whitening.projection` (D, C).
         card: what was read from `model.json`.
@@ -59,6 +61,10 @@ class Segmenter(nn.Module):
         except RuntimeError as error:
             raise CheckpointError("the head's weights don't fit the backbone's width") from error
         self.register_buffer("clusters", F.normalize(tensors["clusters"], dim=1))
+        self.register_buffer("merge", tensors.get("merge"))
+        self.num_clusters = len(tensors["clusters"])  # N
+        if "merge" in tensors:
+            self.num_clusters = int(tensors["merge"].max()) + 1
         self.has_baseline = "baseline" in tensors  # an imported model has none
         if self.has_baseline:
             self.register_buffer("baseline", F.normalize(tensors["baseline"], dim=1))
@@ -66,11 +72,6 @@ class Segmenter(nn.Module):
         if "linear.weight" in tensors:
             self.linear = (tensors["linear.weight"], tensors["linear.bias"])
         self.requires_grad_(False).eval()
-
-    @property
-    def num_clusters(self) -> int:
-        """Return N."""
-        return len(self.get_buffer("clusters"))
 
     def encode(self, pixels_BHWC: Tensor, *, flip: bool = False) -> tuple[Tensor, Tensor]:
         """Return features and code of a batch.
@@ -117,7 +118,10 @@ class Segmenter(nn.Module):
         if kind == BASELINE and not self.has_baseline:
             raise CheckpointError("the model has no baseline: it was imported, not trained here")
         centroids = self.get_buffer("clusters" if kind == CLUSTER else "baseline")
-        return torch.einsum("bkhw,nk->bnhw", maps_BChw, centroids)
+        products = torch.einsum("bkhw,nk->bnhw", maps_BChw, centroids)
+        if kind == CLUSTER and self.merge is not None:
+            return strongest_products(products, self.get_buffer("merge"))
+        return products
 
 
 def save_segmenter(folder_uri: str, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:

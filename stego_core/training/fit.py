@@ -14,6 +14,8 @@ from stego_core.config.schema import TrainJob
 from stego_core.model.consistency import consistent_projection
 from stego_core.model.head import Head
 from stego_core.model.kmeans import spherical_kmeans
+from stego_core.model.merging import merge_centroids
+from stego_core.model.modularity import raise_modularity
 from stego_core.model.objectness import background_weights, measure_objectness
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.whitening import principal_scaling
@@ -69,13 +71,14 @@ class _Maps:
 
     def __init__(self, job: TrainJob, model: Trainable, data: TrainData) -> None:
         self._job, self._model, self._data = job, model, data
-        self._device = next(model.head.parameters()).device
+        self._head = model.final_head
+        self._device = next(self._head.parameters()).device
 
     def read(self, views: np.ndarray) -> tuple[Tensor, ...]:
         """Return features, pull of objectness (B, 1, h, w), codes and smoothed codes."""
         features = self._data.features.read(views)
         seen = self._model.whiten(features.to(self._device))
-        code = self._model.head(seen)
+        code = self._head(seen)
         smooth = smooth_code(code, seen, temperature=self._job.head.smooth)
         return features, self._pull(features, views), code.cpu(), smooth.cpu()
 
@@ -107,31 +110,47 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     features, pull, codes, smoothed = _sample(
         len(data.neighbors), job.clusters.sample, job.seed, maps.read
     )
-    head = Head(model.head.width, job.head)
-    head.load_state_dict({key: value.cpu() for key, value in model.head.state_dict().items()})
-    clusters: Tensor = model.cluster_probe.clusters
+    trained = model.final_head
+    head = Head(trained.width, job.head)
+    head.load_state_dict({key: value.cpu() for key, value in trained.state_dict().items()})
+    clusters: dict[str, Tensor] = {"clusters": model.cluster_probe.clusters}
     mean, projection = torch.zeros(head.dim), torch.eye(head.dim)
-    count, restarts = job.clusters.total, job.clusters.restarts
-    if job.clusters.refit == "kmeans":
+    if job.clusters.refit != "none":
         mean, projection = _code_projection(job, maps, codes, data.neighbors)
         head.project_code(mean, projection)
         objectness = measure_objectness(features, pull[:, 0])
-        result = spherical_kmeans(
-            (smoothed - mean) @ projection.T,
-            count,
-            seed=job.seed,
-            restarts=restarts,
-            weights_N=background_weights(objectness, job.clusters.background),
-        )
-        clusters = result.centroids
-        logger.info("clusters: mean cosine %.4f", result.objective)
-    baseline = spherical_kmeans(features, count, seed=job.seed, restarts=restarts)
+        weights = background_weights(objectness, job.clusters.background)
+        clusters = _refit(job, (smoothed - mean) @ projection.T, weights)
+    baseline = spherical_kmeans(
+        features, job.clusters.total, seed=job.seed, restarts=job.clusters.restarts
+    )
     tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
-    tensors |= {"clusters": clusters, "baseline": baseline.centroids}
+    tensors |= clusters | {"baseline": baseline.centroids}
     if model.whitening is not None:
         tensors |= {f"whitening.{k}": v for k, v in model.whitening.state_dict().items()}
     tensors |= _linear_probe(model, mean, projection)
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def _refit(job: TrainJob, points_TK: Tensor, weights_T: Tensor) -> dict[str, Tensor]:
+    """Return `clusters` and, if more were fitted than asked for, how they `merge`."""
+    is_modular = job.clusters.refit == "modularity"
+    result = spherical_kmeans(
+        points_TK,
+        job.clusters.fitted,
+        seed=job.seed,
+        restarts=job.clusters.restarts,
+        # Modularity starts from what k-means++ chose.
+        max_iterations=0 if is_modular else 100,
+        weights_N=weights_T,
+    )
+    logger.info("clusters: mean cosine %.4f", result.objective)
+    clusters = result.centroids
+    if is_modular:
+        clusters = raise_modularity(points_TK, clusters, seed=job.seed)
+    if job.clusters.over == 1:
+        return {"clusters": clusters}
+    return {"clusters": clusters, "merge": merge_centroids(clusters, job.clusters.total)}
 
 
 def _code_projection(

@@ -110,6 +110,7 @@ def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str)
         optimizers.zero_grad()
         torch.autograd.backward(losses["total"])
         optimizers.step()
+        model.follow()
         done = step + 1
         if done % job.train.log_every == 0 or done == job.train.steps:
             rate = (done - first) / (time.monotonic() - started_s)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from stego_core.config.method import PairConfig
@@ -21,14 +20,24 @@ from stego_core.loss.correspondence import (
     correspondence_mean,
 )
 from stego_core.loss.crf import crf_loss
+from stego_core.loss.local_positives import mix_neighbors
 from stego_core.loss.points import PointRows, locate, sample_rows
 from stego_core.loss.reconstruction import reconstruction_loss
 from stego_core.loss.salience import one_hot_labels, salient_points
+from stego_core.loss.shifts import adaptive_shift
+from stego_core.loss.smooth import (
+    PROTOTYPE_DECAY,
+    assign_softly,
+    prototype_loss,
+    smoothness_energy,
+)
 from stego_core.model.head import Head
 from stego_core.model.probes import ClusterProbe, LinearProbe
 from stego_core.model.whitening import Whitening
+from stego_core.training.ema import MovingAverage
 from stego_core.training.optional import OptionalInputs
 from stego_core.training.sampler import StepDraws
+from stego_core.training.workers import gather_rows, mean_over_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,41 +59,6 @@ class StepBatch:
     rows: slice
     labels: tuple[Tensor, Tensor] | None
     optional: OptionalInputs = OptionalInputs()  # noqa: RUF009 - frozen, all None
-
-
-class _GatherRows(torch.autograd.Function):
-    """Concatenate the rows of all workers; gradients flow back to the worker that made them."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
-        dist.all_reduce(total)
-        start = dist.get_rank() * ctx.count
-        return total[start : start + ctx.count]
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all workers in rank order; without other workers, the rows."""
-    gathered: Tensor = rows
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        gathered = _GatherRows.apply(rows)
-    return gathered
-
-
-def mean_over_workers(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over all workers, without gradient."""
-    value = value.detach().clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value
 
 
 class Trainable(nn.Module):
@@ -120,8 +94,25 @@ class Trainable(nn.Module):
             self.linear_probe = LinearProbe(dim, num_classes) if num_classes else None
             # The decoder of the reconstruction loss; it serves training only.
             self.decoder = nn.Conv2d(dim, channels, 1) if job.loss.reconstruction else None
+        self.average = MovingAverage(self.head, job.train.ema) if job.train.ema else None
+        # Of the prototypes, for the smoothness energy.
+        self.teacher: MovingAverage[ClusterProbe] | None = None
+        if job.loss.energy == "smooth":
+            self.teacher = MovingAverage(self.cluster_probe, PROTOTYPE_DECAY)
         self._loss, self._compat, self._num_classes = job.loss, job.compat, num_classes
         self._shifts = shifts
+
+    @property
+    def final_head(self) -> Head:
+        """Return the head that becomes the model: the moving average, if there is one."""
+        return self.head if self.average is None else self.average.shadow
+
+    def follow(self) -> None:
+        """Move the averages; called after each step of the optimisers."""
+        if self.average is not None:
+            self.average.follow(self.head)
+        if self.teacher is not None:
+            self.teacher.follow(self.cluster_probe)
 
     def whiten(self, features_BChw: Tensor) -> Tensor:
         """Return the features that teacher and head see."""
@@ -139,20 +130,23 @@ class Trainable(nn.Module):
             if self.linear_probe is not None:
                 fresh = LinearProbe(dim, self.linear_probe.classifier.out_channels)
                 self.linear_probe.load_state_dict(fresh.state_dict())
+        if self.teacher is not None:
+            self.teacher.restart(self.cluster_probe)
 
     def forward(self, batch: StepBatch) -> dict[str, Tensor]:
         """Return the losses of this worker's rows, and what is worth logging.
 
         Returns:
             `total` with gradient; `self`, `knn`, `random`, `cluster`, `linear` losses, those of
-            `reconstruction`, `alignment` and `crf` whose weight isn't 0, and the mean code
-            correspondence of each kind of pair (`cd/self`, ...), the paper's collapse signal.
+            `local`, `reconstruction`, `alignment` and `crf` whose weight isn't 0, and the mean code
+            correspondence of each kind of pair (`cd/self`, ...), the paper's collapse signal. The
+            smoothness energy has no `knn`.
         """
         draws, rows = batch.draws, batch.rows
         keep = draws.keep[:, :, rows].to(batch.anchor)
         anchor, neighbor = self.whiten(batch.anchor), self.whiten(batch.neighbor)
         code = self.head(anchor, (keep[0, 0], keep[0, 1]))
-        code_knn = self.head(neighbor, (keep[1, 0], keep[1, 1]))
+        codes = (code, None if self.teacher else self.head(neighbor, (keep[1, 0], keep[1, 1])))
         teacher, teacher_knn = anchor * keep[0, 2], neighbor * keep[1, 2]
         out = self._optional(batch.optional, code, teacher)
         if self._loss.oracle and batch.optional.labels is not None:
@@ -163,26 +157,14 @@ class Trainable(nn.Module):
         f_points, f_others = points, others
         if teacher.shape[2:] != code.shape[2:]:
             f_points, f_others = self._points(batch, teacher)
-        f1, c1 = sample_rows(teacher, f_points), sample_rows(code, points)
-        out["self"], out["cd/self"] = self._pair("self", f1, f1, c1, c1)
-        f2, c2 = sample_rows(teacher_knn, f_others), sample_rows(code_knn, others)
-        out["knn"], out["cd/knn"] = self._pair("knn", f1, f2, c1, c2)
-        all_features, all_codes = gather_rows(teacher), gather_rows(code)
-        partners = draws.partners[:, rows].to(all_codes.device)
-        random = [
-            self._pair(
-                "random",
-                f1,
-                sample_rows(all_features, f_others, which),
-                c1,
-                sample_rows(all_codes, others, which),
-            )
-            for which in partners
-        ]
-        out["random"], out["cd/random"] = (
-            torch.stack(values).mean() for values in zip(*random, strict=True)
-        )
-        out["cluster"] = self.cluster_probe.loss(code)
+        places, features = (points, others, f_points, f_others), (teacher, teacher_knn)
+        partners = draws.partners[:, rows].to(code.device)
+        out |= self._pairs(features, codes, places, partners)
+        if self._loss.local:
+            near = None if codes[1] is None else mix_neighbors(codes[1], neighbor)
+            mixed = (mix_neighbors(code, anchor), near)
+            out["local"] = self._weighted(self._pairs(features, mixed, places, partners))
+        out["cluster"] = self._cluster_loss(code)
         out["total"] = self._total(out)
         if self.linear_probe is not None and batch.labels is not None:
             labels, pixels = batch.labels
@@ -192,11 +174,61 @@ class Trainable(nn.Module):
             out["total"] = out["total"] + out["linear"]
         return out
 
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        total: Tensor = losses["cluster"] + sum(
-            getattr(self._loss, kind).weight * losses[kind] for kind in ("self", "knn", "random")
+    def _pairs(
+        self,
+        features: tuple[Tensor, Tensor],
+        codes: tuple[Tensor, Tensor | None],
+        places: tuple[PointRows, PointRows, PointRows, PointRows],
+        partners_Rb: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return loss and mean code correspondence of each kind of pair.
+
+        Features and codes are those of anchors and neighbours, the places points and others in
+        the codes, then in the features.
+        """
+        points, others, f_points, f_others = places
+        code = self._compared(codes[0])
+        f1, c1 = sample_rows(features[0], f_points), sample_rows(code, points)
+        out = {}
+        out["self"], out["cd/self"] = self._pair("self", f1, f1, c1, c1)
+        if codes[1] is not None:
+            f2, c2 = sample_rows(features[1], f_others), sample_rows(codes[1], others)
+            out["knn"], out["cd/knn"] = self._pair("knn", f1, f2, c1, c2)
+        all_features, all_codes = gather_rows(features[0]), gather_rows(code)
+        random = [
+            self._pair(
+                "random",
+                f1,
+                sample_rows(all_features, f_others, which),
+                c1,
+                sample_rows(all_codes, others, which),
+            )
+            for which in partners_Rb
+        ]
+        out["random"], out["cd/random"] = (
+            torch.stack(values).mean() for values in zip(*random, strict=True)
         )
-        for name in ("reconstruction", "alignment", "crf"):
+        return out
+
+    def _compared(self, code: Tensor) -> Tensor:
+        """Return what a pair compares: codes, or their assignments to the teacher's prototypes."""
+        if self.teacher is None:
+            return code
+        return assign_softly(code, self.teacher.shadow.clusters)
+
+    def _cluster_loss(self, code: Tensor) -> Tensor:
+        if self.teacher is None:
+            return self.cluster_probe.loss(code)
+        return prototype_loss(code, self.cluster_probe.clusters, self.teacher.shadow.clusters)
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        kinds = [kind for kind in ("self", "knn", "random") if kind in losses]
+        total: Tensor = sum(getattr(self._loss, kind).weight * losses[kind] for kind in kinds)
+        return total
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        total = losses["cluster"] + self._weighted(losses)
+        for name in ("local", "reconstruction", "alignment", "crf"):
             if name in losses:
                 total = total + getattr(self._loss, name) * losses[name]
         return total
@@ -241,16 +273,17 @@ class Trainable(nn.Module):
         """Return the mean loss of one kind of pair (spec 3.2) and its mean code correspondence."""
         config = self._loss
         pair: PairConfig = getattr(config, kind)
-        mean = correspondence_mean(f1, f2)
-        loss = correspondence_loss(
-            f1,
-            f2,
-            c1,
-            c2,
-            shift=self._shifts.get(kind, pair.shift),
-            pointwise=config.pointwise,
-            zero_clamp=config.zero_clamp,
-            stabilize=config.stabilize,
-            global_mean=mean if self._compat.worker_mean else mean_over_workers(mean),
+        means = torch.stack(
+            [correspondence_mean(f1, f2), correspondence_mean(c1.detach(), c2.detach())]
         )
-        return loss.mean(), correspondence_mean(c1.detach(), c2.detach())
+        shared = means if self._compat.worker_mean else mean_over_workers(means)
+        shift: float | Tensor = self._shifts.get(kind, pair.shift)
+        if config.shifts == "adaptive":
+            shift = adaptive_shift(kind, *shared)
+        centring: Any = {"pointwise": config.pointwise, "global_mean": shared[0]}
+        if self.teacher is not None:
+            energy = smoothness_energy((f1, f2), (c1, c2), shift=shift, **centring)
+            return energy.mean(), means[1]
+        clamps: Any = {"zero_clamp": config.zero_clamp, "stabilize": config.stabilize}
+        loss = correspondence_loss(f1, f2, c1, c2, shift=shift, **centring, **clamps)
+        return loss.mean(), means[1]

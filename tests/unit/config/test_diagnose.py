@@ -36,7 +36,7 @@ def test_every_problem_of_files_and_flags_is_reported_at_once(toml):
     assert problems(
         TrainJob,
         *("--config", good, "--train.steps", "many", "--train.stepz", "5"),
-        *("--neighbors.used", "40", "--clusters.count", "0"),
+        *("--neighbors.used", "40", "--clusters.count", "-1"),
     ) == [
         "sede = 3 in my.toml: unknown key; did you mean seed?",
         "train.stepz = 10 in my.toml: unknown key; did you mean train.steps?",
@@ -44,7 +44,7 @@ def test_every_problem_of_files_and_flags_is_reported_at_once(toml):
         "head.dropout = 0.95 in my.toml: must be at most 0.9",
         "--train.steps many: not an integer",
         "--train.stepz: unknown flag; did you mean --train.steps?",
-        "--clusters.count 0: must be more than 0",
+        "--clusters.count -1: must be at least 0",
         "neighbors.used = 40, neighbors.stored = 30: can't use more neighbours than stored",
     ]
 
@@ -79,7 +79,7 @@ def test_every_problem_of_files_and_flags_is_reported_at_once(toml):
         (["--crf"], "--crf: unknown flag; did you mean --loss.crf?"),
         (["--zzz"], "--zzz: unknown flag; see --help"),
         (["-x"], "-x: unknown flag; see --help"),
-        (["--train", "5"], "--train: unknown flag; did you mean --train.steps?"),
+        (["--train", "5"], "--train: unknown flag; did you mean --train.ema?"),
         (["train.steps=5"], "train.steps: not a flag; did you mean --train.steps?"),
         (["--config"], "--config: takes one file; repeat the flag for more"),
         (["--config", "a", "b"], "--config: takes one file; repeat the flag for more"),

@@ -154,3 +154,25 @@ def test_a_segmentation_has_labels_at_full_size_and_confidence_on_the_grid(segme
     assert found.labels.shape == (64, 100)
     assert found.confidence.shape == tuple(code.shape[2:])
     assert 0 <= found.entropy <= math.log(9) + 1e-6
+
+
+def test_merged_clusters_are_the_clusters_that_everything_downstream_sees():
+    backbone = load_backbone(BackboneConfig(name="test_vit", weights="random", precision="fp32"))
+    tensors = {
+        "head.linear.weight": drawn(6, backbone.width, 1, 1),
+        "head.linear.bias": drawn(6, seed=1),
+        "clusters": drawn(9, 6, seed=2),
+    }
+    card = {"head": {"kind": "linear", "dim": 6}}
+    merge = torch.tensor([0, 1, 2, 1, 0, 3, 3, 2, 1])
+    fine = Segmenter(backbone, tensors, card)
+    coarse = Segmenter(backbone, {**tensors, "merge": merge}, card)
+    assert (fine.num_clusters, coarse.num_clusters) == (9, 4)
+    code = drawn(1, 6, 5, 7, seed=8)
+    products = coarse.products(code, "cluster")
+    assert products.shape == (1, 4, 5, 7)
+    # At the tokens themselves: the group of the best of all nine.
+    assert torch.equal(products.argmax(1), merge[fine.products(code, "cluster").argmax(1)])
+    found = segment(products[0], code[0], height=40, width=56, alpha=2.0)
+    assert set(np.unique(found.labels)) <= set(range(4))
+    assert found.entropy <= math.log(4) + 1e-6

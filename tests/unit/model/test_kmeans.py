@@ -98,7 +98,7 @@ def test_a_cluster_without_points_moves_to_the_point_that_is_fitted_worst():
     points = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     unit = torch.nn.functional.normalize(points, dim=1)
     start = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    centroids, objective = kmeans._iterate(unit, start, 10)
+    centroids, objective = kmeans._iterate(unit, torch.ones(3), start, 10)
     torch.testing.assert_close(centroids[1], torch.tensor([0.0, 1.0]))
     assert objective > 0.99
 
@@ -190,6 +190,35 @@ def test_a_move_that_lowers_the_objective_is_not_kept(monkeypatch):
     points, directions = planted()
     unit = torch.nn.functional.normalize(points, dim=1)
     monkeypatch.setattr(kmeans, "_move", lambda *_: torch.ones_like(directions) / 24**0.5)
-    centroids, objective = kmeans._iterate(unit, directions, 10)
+    centroids, objective = kmeans._iterate(unit, torch.ones(len(unit)), directions, 10)
     assert centroids.equal(directions)
     assert objective > 0.8
+
+
+def test_a_point_of_weight_three_counts_like_three_points():
+    points = noise(40)
+    weights = torch.ones(40)
+    weights[::4] = 3
+    repeated = torch.cat([points, points[::4], points[::4]])
+    start = torch.nn.functional.normalize(points[:5], dim=1)
+    unit = torch.nn.functional.normalize(points, dim=1)
+    weighted, objective = kmeans._iterate(unit, weights / weights.mean(), start, 30)
+    expected, of_repeated = kmeans._iterate(
+        torch.nn.functional.normalize(repeated, dim=1), torch.ones(len(repeated)), start, 30
+    )
+    torch.testing.assert_close(weighted, expected, atol=1e-5, rtol=1e-5)
+    assert objective == pytest.approx(of_repeated, abs=1e-6)
+
+
+def test_points_without_weight_attract_no_cluster():
+    points, directions = planted(count=4)
+    weights = torch.ones(len(points)).reshape(4, -1)
+    weights[0] = 0
+    found = spherical_kmeans(points, 3, seed=0, weights_N=weights.flatten()).centroids
+    assert (directions[1:] @ found.T).max(1).values.min() > 0.99
+    assert (directions[0] @ found.T).max() < 0.9
+
+
+def test_there_must_be_a_weight_for_each_point():
+    with pytest.raises(ShapeError, match="3 weights for 400 points"):
+        spherical_kmeans(noise(), 2, seed=0, weights_N=torch.ones(3))

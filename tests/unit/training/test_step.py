@@ -7,7 +7,8 @@ from factories import random_maps, ring_neighbors, states_equal, train_job
 
 from stego_core.loss.correspondence import correspondence_loss, correspondence_mean, sample_points
 from stego_core.training.sampler import draw_step
-from stego_core.training.step import StepBatch, Trainable, gather_rows, mean_over_workers
+from stego_core.training.step import StepBatch, Trainable
+from stego_core.training.workers import gather_rows, mean_over_workers
 
 SHIFTS = {"self": 0.3, "knn": 0.2, "random": 0.5}
 # The same sums in float32, in another order.

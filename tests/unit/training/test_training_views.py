@@ -51,6 +51,7 @@ def test_features_come_from_the_store_as_from_the_backbone_to_the_last_bit(backb
         "status": ["ok"] * 10,
         "detail": pa.nulls(10, pa.string()),
         "embedding": [[0.0]] * 10,
+        "class_token": [None] * 10,
     }
     write_unit(
         str(tmp_path / "store"), 0, pa.table(rows, schema=SCHEMA), maps.permute(0, 2, 3, 1).numpy()
@@ -81,7 +82,14 @@ def test_a_view_shows_its_crop_of_its_image(backbone, tmp_path):
 
 def test_stored_features_lie_channels_last(backbone, tmp_path):
     maps = np.zeros((1, 2, 2, 3), np.float16)
-    rows = {"image_id": [1], "crop": [0], "status": ["ok"], "detail": [None], "embedding": [[0.0]]}
+    rows = {
+        "image_id": [1],
+        "crop": [0],
+        "status": ["ok"],
+        "detail": [None],
+        "embedding": [[0.0]],
+        "class_token": [None],
+    }
     write_unit(str(tmp_path), 0, pa.table(rows, schema=SCHEMA), maps)
     read = FromStore(StoredFeatures(str(tmp_path), 1)).read(np.array([0, 0]))
     assert read.is_contiguous(memory_format=torch.channels_last)

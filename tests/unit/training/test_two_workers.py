@@ -49,6 +49,9 @@ JOBS = [
     job_of(),
     job_of(pointwise=False, zero_clamp=False),
     job_of(reconstruction=0.5),
+    job_of(shifts="adaptive"),
+    job_of(energy="smooth"),
+    job_of(local=0.5),
 ]
 # The one switch that is meant to make a run depend on the number of workers.
 WORKER_MEAN = dataclasses.replace(job_of(), compat=TrainCompat(worker_mean=True))

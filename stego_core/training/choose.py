@@ -1,0 +1,69 @@
+"""The number of clusters of a run that was given none."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+from stego_core.config.schema import TrainJob
+from stego_core.model.checkpoint import load_tensors
+from stego_core.model.choose_count import choose_count
+from stego_core.model.smoothing import smooth_code
+from stego_core.training.fit import sample_tokens
+from stego_core.training.loop import TrainContext, TrainData
+from stego_core.training.views import FeatureSource, Whitened
+
+logger = logging.getLogger(__name__)
+
+_POINTS = 10_000  # enough for 64 clusters; k-means is run for every candidate
+
+
+class _Smoothed:
+    """Features that are smoothed like the codes of a model."""
+
+    def __init__(self, source: FeatureSource, temperature: float) -> None:
+        self._source, self._temperature = source, temperature
+
+    def read(self, views: np.ndarray) -> Tensor:
+        maps = self._source.read(views)
+        return smooth_code(maps, maps, temperature=self._temperature)
+
+
+def with_cluster_count(job: TrainJob, data: TrainData, context: TrainContext) -> TrainJob:
+    """Return the job with a number of clusters, chosen without labels where it has none.
+
+    The number has to be known before the first step, so it is chosen on what the head starts
+    from: the features, whitened and smoothed as the settings say. A run that was interrupted
+    keeps its number, and rank 0 decides for all workers.
+    """
+    if job.clusters.count:
+        return job
+    count = _decide(job, data, context) if context.rank == 0 else 0
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        box = [count]
+        dist.broadcast_object_list(box, src=0)
+        count = box[0]
+    return dataclasses.replace(job, clusters=dataclasses.replace(job.clusters, count=count))
+
+
+def _decide(job: TrainJob, data: TrainData, context: TrainContext) -> int:
+    folder = context.resume_folder()
+    if folder is not None:
+        state, _ = load_tensors(folder, "state")
+        return len(state["model.cluster_probe.clusters"]) - job.clusters.extra
+    source = data.features
+    if data.whitening is not None:
+        source = Whitened(source, data.whitening)
+    source = _Smoothed(source, job.head.smooth)
+    wanted = min(_POINTS, job.clusters.sample)
+    points = sample_tokens(source, len(data.neighbors), wanted, seed=job.seed)
+    choice = choose_count(points, seed=job.seed)
+    table = [{"count": count, "silhouette": score} for count, score in choice.scores.items()]
+    context.event("clusters/count", count=choice.count, candidates=table)
+    scores = ", ".join(f"{count}: {score:.3f}" for count, score in choice.scores.items())
+    logger.info("clusters: %d chosen, the highest mean silhouette of %s", choice.count, scores)
+    return choice.count

@@ -1,0 +1,44 @@
+"""What workers that share a batch tell each other in a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate the rows of all workers; gradients flow back to the worker that made them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.count
+        return total[start : start + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all workers in rank order; without other workers, the rows."""
+    gathered: Tensor = rows
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        gathered = _GatherRows.apply(rows)
+    return gathered
+
+
+def mean_over_workers(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all workers, without gradient."""
+    value = value.detach().clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value

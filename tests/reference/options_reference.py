@@ -1,0 +1,72 @@
+"""The options' formulas as slow, obvious loops over numpy arrays, to test fast code against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from reference.stego_reference import cosine
+
+
+def adaptive_shift(kind: str, features_a, features_b, codes_a, codes_b) -> float:
+    """EAGLE's shift of pairs of maps (B, C, h, w), by the mean over all pairs of positions."""
+
+    def mean(first, second):
+        values = [
+            cosine(a[:, i, j], b[:, k, m])
+            for a, b in zip(first, second, strict=True)
+            for i, j in np.ndindex(*a.shape[1:])
+            for k, m in np.ndindex(*b.shape[1:])
+        ]
+        return sum(values) / len(values)
+
+    features, codes = mean(features_a, features_b), mean(codes_a, codes_b)
+    return 3.5 * (features + codes) if kind == "random" else abs(features - codes)
+
+
+def soft_assignment(code: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Softmax of the cosines over 0.1."""
+    powers = np.array([math.exp(cosine(code, prototype) / 0.1) for prototype in prototypes])
+    return powers / powers.sum()
+
+
+def mixed_code(code: np.ndarray, features: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The mixed code of one cell of (K, h, w)."""
+    h, w = code.shape[1:]
+    cells = [
+        (row + i, column + j)
+        for i, j in itertools.product((-1, 0, 1), repeat=2)
+        if 0 <= row + i < h and 0 <= column + j < w
+    ]
+    cosines = [cosine(features[:, row, column], features[:, i, j]) for i, j in cells]
+    mean = sum(cosines) / len(cosines)
+    weights = [max(value, 0) if value >= mean else 0 for value in cosines]
+    total = np.zeros(len(code))
+    for weight, (i, j) in zip(weights, cells, strict=True):
+        total += weight / sum(weights) * code[:, i, j]
+    return total
+
+
+def modularity(points: np.ndarray, prototypes: np.ndarray) -> float:
+    """trace(W / e · delta) of the graph of points, by loops over pairs."""
+    count = len(points)
+    graph = np.zeros((count, count))
+    for p, q in itertools.product(range(count), repeat=2):
+        graph[p, q] = 0 if p == q else max(cosine(points[p], points[q]), 0)
+    degrees, total = graph.sum(1), graph.sum()
+    near = [[max(cosine(point, one), 0) for one in prototypes] for point in points]
+    value = 0.0
+    for p, q in itertools.product(range(count), repeat=2):
+        same = max(math.tanh(a * b / 0.1) for a, b in zip(near[p], near[q], strict=True))
+        value += (graph[p, q] - degrees[p] * degrees[q] / total) / total * same
+    return value
+
+
+def silhouette(points: np.ndarray, centroids: np.ndarray) -> float:
+    """Mean simplified silhouette by cosine distance."""
+    values = []
+    for point in points:
+        own, other = sorted(1 - cosine(point, centroid) for centroid in centroids)[:2]
+        values.append((other - own) / other if other > 0 else 0.0)
+    return sum(values) / len(values)
