@@ -30,7 +30,7 @@ from stego_core.storage.feature_store import StoredFeatures, Views, read_views
 from stego_core.storage.run import RunDirectory
 from stego_core.training.calibration import calibrate
 from stego_core.training.fit import fit, sample_tokens
-from stego_core.training.loop import TrainData, train
+from stego_core.training.loop import TrainContext, TrainData, train
 from stego_core.training.optional import check_sources, needs_pixels
 from stego_core.training.state import find_checkpoint
 from stego_core.training.views import (
@@ -201,19 +201,20 @@ def _worker(config: dict[str, Any]) -> None:
     if folder is not None and fs.exists(fs.join(folder, "model.json")):
         return  # a worker died after the last report, and Ray Train started all of them again
     views = read_views(mined.store_uri, mined.manifest.num_units)
-    data = _train_data(job, mined, views, context, device=device)
+    data = training_data(job, mined, views, context, device=device)
     model = train(job, data, context, device=device)
 
     def save(folder: str) -> None:
         tensors = fit(job, model, data)
-        save_segmenter(folder, tensors, _card(job, mined, views, data))
+        save_segmenter(folder, tensors, trained_card(job, mined, views, data))
 
     context.checkpoint(job.train.steps + 1, save)
 
 
-def _train_data(
-    job: TrainJob, mined: Mined, views: Views, context: _RayContext, *, device: str
+def training_data(
+    job: TrainJob, mined: Mined, views: Views, context: TrainContext, *, device: str
 ) -> TrainData:
+    """Return what a training of these settings sees; `job.out` has the neighbours."""
     neighbors_uri = fs.join(job.out, "neighbors")
     table = read_table(neighbors_uri, key=mined.key)
     neighbors = neighbor_indices(table, views, job.neighbors.used)
@@ -261,7 +262,8 @@ def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBa
     )
 
 
-def _card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[str, Any]:
+def trained_card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[str, Any]:
+    """Return `model.json` of a training."""
     return model_card(
         weights=mined.weights,
         config=job.backbone,
