@@ -12,11 +12,12 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from stego_core.config.diagnose import read_table, show
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What a study can't vary: where things lie, how they run, and the data it is a study of.
 _FIXED = ("out", "workers", "dry_run", "debug", "max_failed", "data.root", "data.split")

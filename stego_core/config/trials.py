@@ -103,7 +103,8 @@ def _seeded(
     job: TuneJob, start: dict[str, Any], values: dict[str, Any], samplers: tuple[str, ...]
 ) -> list[Trial]:
     made = []
-    for number in range(job.tune.seeds):
+    seeds = job.tune.draw_seeds if samplers == (RANDOM,) else job.tune.seeds
+    for number in range(seeds):
         tree = _laid_over(start, nest(values)) | {"seed": job.seed + number}
         training = validate(TrainJob, tree)
         record = {k: v for k, v in to_dict(training).items() if k not in _PASSING}

@@ -26,9 +26,12 @@ class TuneConfig(Strict):
     points: Annotated[int, Gt(1), Le(50)] = 5
     """Values that a range gives to `one-at-a-time` and `grid`, its ends included."""
     seeds: Positive = 2
-    """Seeds of each trial, from `seed` on."""
+    """Seeds of each setting of `one-at-a-time` and `grid`, from `seed` on."""
+    draw_seeds: Positive = 1
+    """Seeds of each draw of `random`: more draws tell more than more seeds of the same."""
     parallel: Positive = 1
-    """Trials at a time. They share the CPUs; on GPUs each has one."""
+    """Trials at a time. Each computes on one thread, or one GPU, so that this number changes no
+    result."""
     criterion: Criterion = "agreement"
     """What the best trial is chosen by and bad ones are stopped by; labels are never used. All
     criteria are written. docs/sensitivity.md says how well each follows labelled scores."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -58,8 +59,8 @@ def plan_tune(job: TuneJob) -> list[str]:
     return [
         *plan_mine(replace(job, out=_mining_uri(job, mining_key(trials[0].job)))),
         *(f"varies: {axis.path}: {_shown(axis, job)}" for axis in axes),
-        f"trials: {len(trials)} ({settings} settings, {job.tune.seeds} seed(s) each), "
-        f"{len(records)} done, {job.tune.parallel} at a time",
+        f"trials: {len(trials)} of {settings} settings, {len(records)} done, "
+        f"{job.tune.parallel} at a time",
         f"minings: {len(minings)}",
         f"scored on: {labelled[0].labels_uri if labelled else 'nothing, there are no labels'}",
         f"time: about {max(1, round(seconds / 60)) if left else 0} min ({measured}), "
@@ -143,7 +144,6 @@ def _prepare(
         rungs=tuple(sorted(set(job.tune.rungs))),
         seed=job.seed,
         device=actors.device,
-        threads=actors.threads,
     )
 
 
@@ -202,6 +202,8 @@ def _run_trials(
     for record in earlier:
         for rung, value in record["rungs"]:
             ladder.add(rung, value)
+    if not job.debug:  # Ray's tables and hints; what matters is logged here
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     trainable = tune.with_parameters(run_trial, study=study)
     # Ray Tune's own folder is of this run alone: what a study continues from are our records.
     filesystem, path = fs.open_uri(run.path("ray-tune"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,7 +55,6 @@ class Study:
         rungs: steps at which they are.
         seed: of the study: criteria look at the same views in every trial.
         device: of torch.
-        threads: of torch.
     """
 
     uri: str
@@ -68,7 +66,6 @@ class Study:
     rungs: tuple[int, ...]
     seed: int
     device: str
-    threads: int
 
 
 def trial_uri(study_uri: str, key: str, *parts: str) -> str:
@@ -114,7 +111,7 @@ def run_trial(config: dict[str, Any], *, study: Study) -> None:
     and becomes its record. Any other is Ray Tune's to repeat.
     """
     trial = study.trials[config["trial"]]
-    torch.set_num_threads(min(study.threads, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # sums in another order would make results depend on the machine
     started_s = time.monotonic()
     record: dict[str, Any] = {
         "key": trial.key,
