@@ -171,3 +171,11 @@ def test_a_grid_that_can_never_end_is_refused():
     space = {f"loss.{kind}.shift": {"low": 0.0, "high": 1.0} for kind in ("self", "knn", "random")}
     with pytest.raises(ConfigError, match="125000 combinations"):
         make_trials(study(space, sampler=["grid"], points=50))
+
+
+def test_draws_have_seeds_of_their_own():
+    space = {"head.dim": {"low": 8, "high": 4000}}
+    job = study(space, sampler=["one-at-a-time", "random"], samples=4, seeds=3, draw_seeds=1)
+    _, trials = make_trials(job)
+    assert len([t for t in trials if t.samplers == ("random",)]) == 4
+    assert len([t for t in trials if t.samplers == ("one-at-a-time",)]) == 3 * 6
