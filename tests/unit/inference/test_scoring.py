@@ -41,7 +41,8 @@ def criteria(clusters, noise=0.3):
 
 def test_the_right_clusters_beat_random_ones_on_agreement_and_margin():
     right = criteria(torch.eye(3, WIDTH))
-    wrong = criteria(torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(5)))
+    # Directions that no region has: noise alone decides which of them is nearest.
+    wrong = criteria(torch.eye(WIDTH)[5:8])
     assert right["agreement"] > 0.95
     assert right["agreement"] > wrong["agreement"] + 0.1
     assert right["margin"] > wrong["margin"] + 0.1

@@ -30,13 +30,18 @@ def finished(samplers=("one-at-a-time",), labelled=True, samples=12):
     return axes, trials, records
 
 
+def summarized(*args, **kwargs):
+    axes, trials, records = finished(*args, **kwargs)
+    return summarize(trials, axes, records, "agreement")
+
+
 def test_every_trial_is_a_row_also_one_that_has_not_ended():
     axes, trials, records = finished()
     del records[trials[2].key]
     records[trials[1].key] = {"status": "failed", "error": "diverged"}
     result = summarize(trials, axes, records, "agreement")
     table = trials_table(result)
-    assert table.num_rows == len(trials) == 8
+    assert table.num_rows == len(trials) == 12
     assert table["status"].to_pylist()[:3] == ["finished", "failed", "missing"]
     assert table["miou"].to_pylist()[1:3] == [None, None]
     assert table["error"][1].as_py() == "diverged"
@@ -46,7 +51,7 @@ def test_every_trial_is_a_row_also_one_that_has_not_ended():
 
 
 def test_criteria_are_correlated_with_scores_over_trials_and_settings():
-    result = summarize(*finished(("random",), samples=12), "agreement")
+    result = summarized(("random",), samples=12)
     assert result.correlations["agreement"]["miou"] == pytest.approx(1)
     assert result.correlations["stability"]["miou"] == pytest.approx(-1)
     assert math.isnan(result.correlations["margin"]["miou"])  # it never varies
@@ -55,7 +60,7 @@ def test_criteria_are_correlated_with_scores_over_trials_and_settings():
 
 
 def test_the_setting_that_matters_is_ranked_first_and_named_in_the_table():
-    result = summarize(*finished(("random",), samples=24), "agreement")
+    result = summarized(("random",), samples=24)
     table = importance_table(result).to_pylist()
     assert (table[0]["path"], table[0]["kind"], table[0]["target"]) == (
         "head.dim",
@@ -82,7 +87,7 @@ def test_curves_go_through_the_job_itself_and_hold_everything_else():
 
 
 def test_without_labels_the_criterion_stands_in():
-    result = summarize(*finished(labelled=False), "agreement")
+    result = summarized(labelled=False)
     assert result.target == "agreement"
     assert result.choices == {}
     assert result.importances[0].path == "head.dim"

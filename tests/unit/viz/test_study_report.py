@@ -1,6 +1,7 @@
 """The report of a study: complete, self-contained, and safe with any name."""
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_the_heat_map_shows_shares_and_pairs_in_percent():
 def test_a_study_without_a_finished_trial_still_has_a_page(tmp_path):
     axes, trials = make_trials(validate(TuneJob, {"space": {"head.dim": [8, 16]}}))
     index = write_study(str(tmp_path / "report"), summarize(trials, axes, {}, "margin"), "margin")
-    page = open(index).read()
+    page = Path(index).read_text()
     assert "6 missing" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
