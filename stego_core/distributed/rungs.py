@@ -5,6 +5,7 @@ Source: Li et al. 2020 (ASHA): a trial is compared with those that reached the r
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -51,5 +52,5 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         """Compare a trial that came to a rung; let any other go on."""
         if "rung" not in result or self._ladder.add(result["rung"], result["value"]):
             return str(TrialScheduler.CONTINUE)
-        self._stopped(result["record"])
+        self._stopped(json.loads(result["record"]))
         return str(TrialScheduler.STOP)

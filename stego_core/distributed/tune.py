@@ -175,7 +175,7 @@ class _Counter(Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log the trial and add it to the events."""
         self._done += 1
-        record = (trial.last_result or {}).get("record", {})
+        record = json.loads((trial.last_result or {}).get("record", "{}"))
         status, found = record.get("status"), record.get("criteria", {}) | record.get("scores", {})
         self._run.event("tune/trial", trial=record.get("key"), status=status, **found)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
@@ -225,7 +225,11 @@ def _run_trials(
             callbacks=[_Counter(run, len(left))],
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise ClusterError(f"Ray Tune failed: {lines[-1] if lines else error}") from error
     fs.delete(run.path("ray-tune"))
 
 

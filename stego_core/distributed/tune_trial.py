@@ -109,6 +109,7 @@ def run_trial(config: dict[str, Any], *, study: Study) -> None:
 
     An error of ours (a setting that can't work, a training that diverged) ends the trial for good
     and becomes its record. Any other is Ray Tune's to repeat.
+    Records travel as JSON: Ray Tune takes nested results apart.
     """
     trial = study.trials[config["trial"]]
     torch.set_num_threads(1)  # sums in another order would make results depend on the machine
@@ -131,7 +132,7 @@ def run_trial(config: dict[str, Any], *, study: Study) -> None:
         record |= {"status": FAILED, "error": str(error).splitlines()[0]}
     record["seconds"] = round(time.monotonic() - started_s, 2)
     end_trial(study.uri, record)
-    tune.report({"status": record["status"], "record": record})
+    tune.report({"record": json.dumps(record)})
 
 
 def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -> None:
@@ -156,7 +157,7 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         record["rungs"].append([step, value])
         seconds = round(time.monotonic() - started_s, 2)
         stopped = record | {"status": STOPPED, "steps": step, "seconds": seconds}
-        tune.report({"rung": step, "value": value, "status": STOPPED, "record": stopped})
+        tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})
     model = train(job, data, context, device=study.device)
     tensors = fit(job, model, data)
     save_segmenter(trial_uri(study.uri, trial.key, "model"), tensors, card)

@@ -20,7 +20,6 @@ from stego_core.metrics.confusion import confusion_matrix
 from stego_core.metrics.criterion import agreement, margin, mutual_nearest, stability
 from stego_core.model.segmenter import CLUSTER, Segmenter
 
-CRITERIA = ("agreement", "stability", "margin")
 MAX_CLASSES = 255
 _VIEWS = 128  # views that criteria look at: enough for two digits
 _TOKENS = 64  # tokens of each view that k-means of the two halves sees

@@ -20,6 +20,9 @@ from torch import Tensor
 from stego_core.errors import ShapeError
 from stego_core.model.kmeans import spherical_kmeans
 
+CRITERIA = ("agreement", "stability", "margin")
+"""What `inference.scoring.measure_criteria` measures of a model."""
+
 _RESTARTS = 2  # of each half's k-means: an unlucky single start would look like instability
 _ITERATIONS = 50
 _ZERO = 1e-10

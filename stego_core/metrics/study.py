@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from stego_core.config.space import Axis
 from stego_core.config.trials import ONE_AT_A_TIME, Trial
-from stego_core.metrics.criterion import rank_correlation
+from stego_core.metrics.criterion import CRITERIA, rank_correlation
 from stego_core.metrics.importance import Importance, pair_shares, rank_settings, seed_noise
 
-CRITERIA = ("agreement", "stability", "margin")
 SCORES = ("miou", "accuracy")
 MISSING = "missing"
 _OWN = ("trial", "setting", "seed", "samplers", "status", "steps", "seconds", "error")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stego_core.errors import ConfigError
-from stego_core.metrics.study import CRITERIA, SCORES, StudyResult, best_trial
+from stego_core.metrics.criterion import CRITERIA
+from stego_core.metrics.study import SCORES, StudyResult, best_trial
 from stego_core.storage import fs
 from stego_core.viz.charts import curves_svg, heat_map_svg
 

@@ -1,5 +1,7 @@
 """Which trials go on at a rung, and what the scheduler tells Ray Tune."""
 
+import json
+
 from ray.tune.schedulers import TrialScheduler
 
 from stego_core.distributed.rungs import Ladder, RungScheduler
@@ -26,12 +28,12 @@ def test_a_trial_that_ends_at_a_rung_has_its_record_written_before_it_does():
     scheduler = RungScheduler(Ladder(0.1), ended.append)
 
     def report(value):
-        result = {"rung": 10, "value": value, "record": {"value": value}}
+        result = {"rung": 10, "value": value, "record": json.dumps({"value": value})}
         return scheduler.on_trial_result(None, None, result)
 
     assert report(0.9) == TrialScheduler.CONTINUE
     assert ended == []
     assert report(0.8) == TrialScheduler.STOP
     assert ended == [{"value": 0.8}]
-    final = {"status": "finished", "record": {}}
+    final = {"record": "{}"}
     assert scheduler.on_trial_result(None, None, final) == TrialScheduler.CONTINUE
