@@ -74,7 +74,7 @@ def tune_study(job: TuneJob, run: RunDirectory) -> None:
     Raises:
         ConfigError: if the space can't be used.
         InputError: if there are no images.
-        ClusterError: if no trial could be finished.
+        ClusterError: if trials died, or none could be finished; the tables are there.
     """
     axes, trials = make_trials(job)
     source = find_images(job)
@@ -96,6 +96,8 @@ def tune_study(job: TuneJob, run: RunDirectory) -> None:
     if not any(record["status"] == FINISHED for record in records.values()):
         reasons = [str(record["error"]) for record in records.values() if record["error"]]
         raise ClusterError(f"no trial has finished; {(reasons or ['see --debug'])[0]}")
+    if lost := len(trials) - len(records):
+        raise ClusterError(f"{lost} of {len(trials)} trials died; give the command again for them")
 
 
 def _labelled(job: TuneJob) -> tuple[Dataset, list[fs.ListedFile]] | None:

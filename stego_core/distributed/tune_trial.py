@@ -92,6 +92,11 @@ class _Context:
         """Return the newest checkpoint that is whole."""
         return find_checkpoint(self._uri)
 
+    def reached(self) -> int:
+        """Return the steps of the newest checkpoint: rungs before it can't be judged any more."""
+        folder = self.resume_folder()
+        return 0 if folder is None else int(folder.rsplit("step-", 1)[1])
+
     def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
         """Keep this checkpoint and the one before it: a kill may leave the newest half written."""
         start = fs.join(self._uri, "start")
@@ -145,7 +150,8 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
     context = _Context(trial_uri(study.uri, trial.key, "state"))
     data = training_data(job, mined, views, context, device=study.device)
     card = trained_card(job, mined, views, data)
-    for step in (rung for rung in study.rungs if rung < job.train.steps):
+    reached = context.reached()
+    for step in (rung for rung in study.rungs if reached <= rung < job.train.steps):
         model = train(_until(job, step), data, context, device=study.device)
         rough = replace(
             job.clusters,

@@ -101,15 +101,16 @@ def margin(products_TN: Tensor, codes_TK: Tensor) -> float:
         A number in [0, 2]; 0 with a single cluster. Codes without a direction count as 0.
 
     Example:
-        >>> margin(torch.tensor([[1.0, 0.2], [0.0, 0.5]]), torch.tensor([[1.0, 0.2], [0.0, 0.5]]))
-        0.892
+        >>> codes = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> margin(codes @ torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T, codes)
+        1.0
     """
     if products_TN.shape[1] < 2 or not len(products_TN):
         return 0.0
     norms = codes_TK.norm(dim=1, keepdim=True)
     cosines = torch.where(norms > _ZERO, products_TN / norms.clamp_min(_ZERO), 0)
     nearest = cosines.topk(2, dim=1).values
-    return round(float((nearest[:, 0] - nearest[:, 1]).double().mean()), 4)
+    return float((nearest[:, 0] - nearest[:, 1]).double().mean())
 
 
 def stability(halves: tuple[Tensor, Tensor], count: int, *, seed: int) -> float:
