@@ -88,8 +88,9 @@ def summarize(
     has_scores = any(not math.isnan(row["miou"]) for row in rows)
     target = "miou" if has_scores else criterion
     # Trials around one point say little of the space: drawn ones are preferred where there are any.
-    drawn = [row for row in rows if row["samplers"] != ONE_AT_A_TIME]
-    settings = _means(drawn or rows)
+    known = [row for row in rows if not math.isnan(row[target])]
+    drawn = [row for row in known if row["samplers"] != ONE_AT_A_TIME]
+    settings = _means(drawn or known)
     columns = {path: [row[path] for row in settings] for path in paths}
     scores = [row[target] for row in settings]
     finished = [row for row in rows if row["status"] == "finished"]
