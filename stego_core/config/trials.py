@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import dataclass, fields
 from typing import Any
@@ -140,8 +141,16 @@ def _one_at_a_time(job: TuneJob, axes: list[Axis], start: dict[str, Any]) -> lis
 
 
 def _random(job: TuneJob, axes: list[Axis], start: dict[str, Any]) -> list[dict[str, Any]]:
-    generator = np.random.default_rng([job.seed, _STREAM])
-    return [{axis.path: axis.draw(generator) for axis in axes} for _ in range(job.tune.samples)]
+    # Each setting has draws of its own: adding another one, or more samples, changes none of them.
+    columns = {}
+    for axis in axes:
+        stream = int.from_bytes(hashlib.sha256(axis.path.encode()).digest()[:8], "big")
+        generator = np.random.default_rng([job.seed, _STREAM, stream])
+        columns[axis.path] = [axis.draw(generator) for _ in range(job.tune.samples)]
+    return [
+        {path: column[number] for path, column in columns.items()}
+        for number in range(job.tune.samples)
+    ]
 
 
 def _grid(job: TuneJob, axes: list[Axis], start: dict[str, Any]) -> list[dict[str, Any]]:

@@ -135,6 +135,18 @@ def test_random_draws_lie_in_the_range_and_are_the_same_every_time():
     assert {t.values["clusters.count"] for t in first} == {5, 6, 7, 8, 9}
 
 
+def test_draws_survive_another_order_more_samples_and_the_resolved_configuration(tmp_path):
+    text = "[space]\nloss.self.shift = [0.1, 0.2]\nhead.dim = [8, 16]\nloss.samples = [3, 5, 7]\n"
+    job = read(tmp_path, text, "--tune.sampler", "random", "--tune.samples", "12")
+    (tmp_path / "again.toml").write_text(dump_toml(job))
+    again = load_job(TuneJob, ["--config", str(tmp_path / "again.toml")], prog="tune.py")
+    assert [axis.path for axis in make_trials(again)[0]] != [a.path for a in make_trials(job)[0]]
+    keys = [trial.key for trial in make_trials(job)[1]]
+    assert [trial.key for trial in make_trials(again)[1]] == keys
+    more = read(tmp_path, text, "--tune.sampler", "random", "--tune.samples", "20")
+    assert [trial.key for trial in make_trials(more)[1]][: len(keys)] == keys
+
+
 def test_a_setting_that_two_samplers_make_is_one_trial():
     space = {"head.dim": [32, 64]}
     _, trials = make_trials(study(space, sampler=["one-at-a-time", "grid"], seeds=1))
