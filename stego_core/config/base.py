@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -21,3 +22,37 @@ class Strict:
 
     # Read by pydantic only: a misspelt key in a TOML file is an error, never ignored.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+
+class Space(Mapping[str, Any]):
+    """What a study varies: a table of a TOML file that is no part of the command line.
+
+    Keys and values are read by `stego_core.config.space`; here it is any table. It is a class of
+    its own so that the command line can tell it from a setting.
+
+    Args:
+        values: the table, as TOML gives it.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = dict(values or {})
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Space({self._values})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Tell pydantic that this is a table with any keys."""
+        from pydantic_core import core_schema
+
+        table = core_schema.dict_schema(core_schema.str_schema())
+        return core_schema.no_info_after_validator_function(cls, table)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from stego_core.config.base import Space
+
 # `scheme://user:secret@`, where a port is no secret, or a signature in the query of a URI.
 _SECRET = re.compile(
     r"://[^/@:\s]*:(?!\d+(?:[/?]|$))[^@\s]+@"
@@ -27,6 +29,7 @@ _EXPECTED = {
     "string_type": "not a string",
     "bool_type": "must be true or false",
     "tuple_type": "not a list",
+    "dict_type": "not a table",
     "greater_than": "must be more than {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be less than {lt:g}",
@@ -109,7 +112,7 @@ def flag_paths(settings: Mapping[str, Any]) -> dict[str, str]:
     """List every flag of a flattened schema, those that switch off included, with its path."""
     paths: dict[str, str] = {}
     for path, annotation in settings.items():
-        if dataclasses.is_dataclass(annotation):
+        if dataclasses.is_dataclass(annotation) or annotation is Space:
             continue
         name = path.replace("_", "-")
         paths[f"--{name}"] = path

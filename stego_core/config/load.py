@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stego_core.config.base import Space
 from stego_core.config.diagnose import (
     Flag,
     bare,
@@ -25,7 +26,8 @@ from stego_core.config.diagnose import (
     read_table,
     show,
 )
-from stego_core.config.schema import Job
+from stego_core.config.schema import Job, TrainJob
+from stego_core.config.space import space_problems
 from stego_core.errors import ConfigError
 
 JobT = TypeVar("JobT", bound=Job)
@@ -73,7 +75,10 @@ def load_job(
     found, wrong = read_flags(flags, settings)
     _refuse(_replace(base, found), problems + wrong)
     tokens = [token for flag in flags for token in flag.tokens]
-    return validate(job_type, to_dict(_tyro(job_type, tokens, base, prog, description)))
+    read = to_dict(_tyro(job_type, tokens, base, prog, description))
+    # tyro does not know what a space is; no flag can have changed it.
+    spaces = {path: dict(_at(base, path)) for path, kind in settings.items() if kind is Space}
+    return validate(job_type, read | spaces)
 
 
 def validate(job_type: type[JobT], values: Mapping[str, Any]) -> JobT:
@@ -176,6 +181,7 @@ def _tyro(
             prog=prog,
             description=f"{description or job_type.__doc__}\n\n{_CONFIG_HELP}",
             console_outputs=helping,
+            config=(tyro.conf.SuppressFixed,),  # a space can't be given by flags
         )
     except SystemExit:
         if helping:
@@ -253,6 +259,8 @@ def _check_job(job: Job) -> list[str]:
             clash(path, rule="must be at least 16")
     if value.get("backbone.feature") == "blocks" and not value["backbone.blocks"]:
         clash("backbone.blocks", rule="must name a block when backbone.feature is blocks")
+    if "space" in value:
+        lines += space_problems(value["space"], flatten(TrainJob))
     return lines + _check_options(value)
 
 

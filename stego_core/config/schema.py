@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Strict
+from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Space, Strict
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
+from stego_core.config.tune import TuneConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +162,16 @@ class TrainJob(MineJob):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TuneJob(TrainJob):
+    """Study how results depend on settings: many trainings around these, scored without labels."""
+
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    space: Space = field(default_factory=Space)
+    """What varies: a table of dotted paths in a `--config` file (see docs/sensitivity.md)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentJob(_Job):
     """Segment a folder or bucket into Parquet."""
 
@@ -256,4 +267,4 @@ class ImportJob(_Job):
     """The run directory; the model goes to `model/` in it, backbone included."""
 
 
-Job = MineJob | TrainJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob
+Job = MineJob | TrainJob | TuneJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob

@@ -26,7 +26,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import ImageProblem, InputError
 from stego_core.inference.crf import require_crf
-from stego_core.metrics.scores import Scores, score_classes, score_clusters
+from stego_core.metrics.scores import Scores, score_classes, score_clusters, scored_classes
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import CLUSTER, LINEAR
@@ -158,18 +158,6 @@ def _prepare(job: EvaluateJob, patch: int) -> Prepare:
     return WholeImage(resolution=resolution, patch=patch, nearest=nearest)
 
 
-def _scored_classes(job: EvaluateJob, confusion: np.ndarray) -> list[int]:
-    present = np.flatnonzero(confusion.sum(1))
-    wanted = set(job.data.score_classes) or set(present.tolist())
-    classes = sorted(wanted - set(job.data.ignore_classes))
-    if not confusion[classes].sum():
-        raise InputError(
-            "no labelled pixel is left to score: check --data.score-classes, "
-            "--data.ignore-classes and the label files"
-        )
-    return classes
-
-
 def _report(
     job: EvaluateJob,
     run: RunDirectory,
@@ -179,7 +167,7 @@ def _report(
 ) -> None:
     if not totals:
         raise InputError(f"none of the images in {dataset.images_uri} has a usable label file")
-    classes = _scored_classes(job, totals[CLUSTER])
+    classes = scored_classes(job.data, totals[CLUSTER])
     flat: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for head, confusion in totals.items():

@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import ray.train
@@ -18,33 +17,18 @@ from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
+from stego_core.distributed.training_data import trained_card, training_data
 from stego_core.errors import ClusterError, StegoError
-from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.choose_count import CANDIDATES
-from stego_core.model.consistency import consistent_projection
-from stego_core.model.registry import find_backbone
-from stego_core.model.segmenter import model_card, save_segmenter
-from stego_core.model.whitening import fit_whitening
-from stego_core.neighbors.table import neighbor_indices, read_table
+from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
-from stego_core.storage.feature_store import StoredFeatures, Views, read_views
+from stego_core.storage.feature_store import read_views
 from stego_core.storage.run import RunDirectory
-from stego_core.training.calibration import calibrate
 from stego_core.training.choose import with_cluster_count
-from stego_core.training.fit import fit, sample_tokens
-from stego_core.training.loop import TrainData, train
-from stego_core.training.matching import match_tokens
-from stego_core.training.optional import check_sources, needs_pixels
+from stego_core.training.fit import fit
+from stego_core.training.loop import train
 from stego_core.training.state import find_checkpoint
-from stego_core.training.views import (
-    FeatureSource,
-    FromBackbone,
-    FromStore,
-    LabelSource,
-    Whitened,
-    view_side,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -215,86 +199,12 @@ def _worker(config: dict[str, Any]) -> None:
     if folder is not None and fs.exists(fs.join(folder, "model.json")):
         return  # a worker died after the last report, and Ray Train started all of them again
     views = read_views(mined.store_uri, mined.manifest.num_units)
-    data = _train_data(job, mined, views, context, device=device)
+    data = training_data(job, mined, views, context, device=device)
     job = with_cluster_count(job, data, context)
     model = train(job, data, context, device=device)
 
     def save(folder: str) -> None:
         tensors = fit(job, model, data)
-        save_segmenter(folder, tensors, _card(job, mined, views, data))
+        save_segmenter(folder, tensors, trained_card(job, mined, views, data))
 
     context.checkpoint(job.train.steps + 1, save)
-
-
-def _train_data(
-    job: TrainJob, mined: Mined, views: Views, context: _RayContext, *, device: str
-) -> TrainData:
-    neighbors_uri = fs.join(job.out, "neighbors")
-    table = read_table(neighbors_uri, key=mined.key)
-    neighbors = neighbor_indices(table, views, job.neighbors.used)
-    features = _features(job, mined, views, device=device)
-    whitening, seen = None, features
-    if job.head.whiten:
-        tokens = sample_tokens(features, len(views.image_ids), job.clusters.sample, seed=job.seed)
-        whitening = fit_whitening(tokens, job.head.whiten)
-        seen = Whitened(features, whitening)
-        if job.head.consistent:
-            pairs = match_tokens(seen.read, neighbors, seed=job.seed)
-            whitening = whitening.followed_by(consistent_projection(*pairs))
-            seen = Whitened(features, whitening)
-    rows = mined.manifest.read(["image_id", "path"])
-    paths = dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
-    labels, num_classes = None, 0
-    if mined.dataset.labels_uri is not None:
-        labels = LabelSource(mined.dataset, views, paths, config=job.views, limits=job.limits)
-        num_classes = labels.num_classes()
-        labels = labels if num_classes else None
-    check_sources(job.loss, has_labels=labels is not None)
-    calibration = calibrate(seen, neighbors, seed=job.seed)
-    context.event("calibration", **asdict(calibration))
-    return TrainData(
-        features=features,
-        neighbors=neighbors,
-        channels=seen.read(neighbors[:1, 0] * 0).shape[1],
-        labels=labels,
-        num_classes=num_classes,
-        side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
-        shifts=calibration.shifts if job.loss.shifts == "auto" else {},
-        whitening=whitening,
-        class_tokens=views.class_tokens,
-        pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,
-    )
-
-
-def _features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
-    if mined.is_stored:
-        return FromStore(StoredFeatures(mined.store_uri, mined.manifest.num_units))
-    return _pixels(job, mined, views, device=device)
-
-
-def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
-    rows = mined.manifest.read(["image_id", "image_uri"])
-    uris = dict(zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
-    backbone = load_backbone(job.backbone, device=device)
-    return FromBackbone(
-        backbone, views, uris, config=job.views, limits=job.limits, compat=job.compat
-    )
-
-
-def _card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[str, Any]:
-    return model_card(
-        weights=mined.weights,
-        config=job.backbone,
-        head=job.head,
-        cluster_names=[f"cluster {number}" for number in range(job.clusters.total)],
-        num_classes=data.num_classes,
-        class_names=list(mined.dataset.class_names),
-        training={
-            "views": len(views.image_ids),
-            "images": mined.manifest.num_images,
-            "data_digest": mined.manifest.digest,
-            "steps": job.train.steps,
-            "seed": job.seed,
-            "shifts": data.shifts,
-        },
-    )

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from stego_core.errors import ShapeError
+from stego_core.config.schema import DataConfig
+from stego_core.errors import InputError, ShapeError
 from stego_core.metrics.matching import check_confusion, many_to_one, match_clusters
 
 
@@ -26,6 +27,31 @@ class Scores:
     """IoU of each scored class, percent; NaN for a class that is neither labelled nor predicted."""
     matching: dict[int, int]
     """Class of each matched cluster (of each predicted class: itself)."""
+
+
+def scored_classes(data: DataConfig, confusion: npt.NDArray[np.int64]) -> list[int]:
+    """Return the classes to score: those chosen, else those that occur, without the ignored ones.
+
+    Args:
+        data: `score_classes` and `ignore_classes`.
+        confusion: counts, (num_classes, num_clusters), oriented [true, pred].
+
+    Raises:
+        InputError: if no pixel of these classes was counted.
+
+    Example:
+        >>> scored_classes(DataConfig(ignore_classes=(2,)), np.array([[0, 0], [3, 1], [5, 0]]))
+        [1]
+    """
+    present = np.flatnonzero(confusion.sum(1))
+    wanted = set(data.score_classes) or set(present.tolist())
+    classes = sorted(wanted - set(data.ignore_classes))
+    if not confusion[classes].sum():
+        raise InputError(
+            "no labelled pixel is left to score: check --data.score-classes, "
+            "--data.ignore-classes and the label files"
+        )
+    return classes
 
 
 def score_clusters(

@@ -20,6 +20,7 @@ from stego_core.config.schema import (
     PrepareJob,
     SegmentJob,
     TrainJob,
+    TuneJob,
 )
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flags.txt"
@@ -27,6 +28,7 @@ COMMAND = "PYTHONPATH=. python tests/unit/config/test_flags.py > tests/golden/fl
 JOBS = {
     "mine": MineJob,
     "train": TrainJob,
+    "tune": TuneJob,
     "segment": SegmentJob,
     "evaluate": EvaluateJob,
     "prepare": PrepareJob,

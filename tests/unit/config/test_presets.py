@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stego_core.config.load import load_job
-from stego_core.config.schema import EvaluateJob, SegmentJob, TrainJob
+from stego_core.config.schema import EvaluateJob, SegmentJob, TrainJob, TuneJob
 from stego_core.model.registry import registry_names
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -19,7 +19,7 @@ DATA_SETS = ["cocostuff27-vits8", "cocostuff27-vitb8", "cityscapes27-vitb8", "po
 
 
 def job_type(path):
-    suffixes = {"-segment": SegmentJob, "-evaluate": EvaluateJob}
+    suffixes = {"-segment": SegmentJob, "-evaluate": EvaluateJob, "-tune": TuneJob}
     return next((job for end, job in suffixes.items() if path.stem.endswith(end)), TrainJob)
 
 

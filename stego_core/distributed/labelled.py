@@ -1,0 +1,166 @@
+"""Features and labels of a labelled split, stored once: every head of a study is scored on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+import torch
+
+from stego_core.config.load import fingerprint, to_dict
+from stego_core.config.schema import BackboneConfig, ImageLimits, TrainJob, TuneJob
+from stego_core.datasets.directory import Dataset
+from stego_core.distributed.cluster import plan_actors
+from stego_core.distributed.evaluate_stages import fetch_labelled, pass_on
+from stego_core.distributed.fetch import WholeImage, pixel_groups
+from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
+from stego_core.images.decode import ImageFailure, decode_label
+from stego_core.inference.scoring import count_pixels
+from stego_core.model.backbone import load_backbone
+from stego_core.model.registry import find_backbone
+from stego_core.model.segmenter import Segmenter
+from stego_core.storage import fs
+from stego_core.storage.manifest import Manifest, digest_files, write_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledStore:
+    """Where the features and labels of a split are.
+
+    Attributes:
+        uri: folder of `unit-<n>.safetensors`: `<row>.features` (C, h, w) float16 and
+            `<row>.labels` (H, W) for each image that has both.
+        num_units: files.
+    """
+
+    uri: str
+    num_units: int
+
+    def confusion(self, model: Segmenter) -> np.ndarray:
+        """Return counts (255, N) int64 of all pixels, oriented [true, pred]."""
+        total = np.zeros((), np.int64)
+        for unit in range(self.num_units):
+            tensors = safetensors.torch.load(fs.read_bytes(_unit_uri(self.uri, unit)))
+            for name in sorted(tensors):
+                if name.endswith(".features"):
+                    labels = tensors[name.replace(".features", ".labels")].numpy()
+                    total = total + count_pixels(model, tensors[name], labels)
+        return total
+
+
+def _unit_uri(uri: str, unit: int) -> str:
+    return fs.join(uri, f"unit-{unit:08d}.safetensors")
+
+
+class StoreWorker:
+    """The actor's part: features of whole images, written with their labels.
+
+    Args:
+        backbone: of the trials.
+        batch: images of one pass.
+        device: of torch.
+        threads: batches computed at a time.
+        limits: of the decoder.
+        uri: folder of the store.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneConfig,
+        batch: int,
+        device: str,
+        threads: int,
+        limits: ImageLimits,
+        uri: str,
+    ) -> None:
+        self._backbone = load_backbone(backbone, device=device)
+        self._batch, self._threads, self._limits, self._uri = batch, threads, limits, uri
+
+    def __call__(self, unit: int, table: pa.Table) -> pa.Table:
+        """Write the unit; return how many images it has."""
+        groups = pixel_groups(table, self._batch)
+        maps = map_threads(lambda group: self._features(group[1]), groups, self._threads)
+        tensors: dict[str, torch.Tensor] = {}
+        for (rows, _), features in zip(groups, maps, strict=True):
+            for row, one in zip(rows, features, strict=True):
+                data = table["label"][row].as_py()
+                labels = None if data is None else decode_label(data, self._limits)
+                if labels is not None and not isinstance(labels, ImageFailure):
+                    tensors[f"{row:08d}.features"] = one.contiguous()
+                    tensors[f"{row:08d}.labels"] = torch.from_numpy(labels)
+        fs.write_bytes(_unit_uri(self._uri, unit), safetensors.torch.save(tensors))
+        return receipt_table(unit=unit, images=len(tensors) // 2)
+
+    def _features(self, pixels: np.ndarray) -> torch.Tensor:
+        maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
+        return maps.cpu().half()
+
+
+def store_labelled(
+    job: TuneJob, trial: TrainJob, source: tuple[Dataset, list[fs.ListedFile]]
+) -> LabelledStore:
+    """Store what trials with this backbone are scored on; reuse what is there.
+
+    Args:
+        job: the study.
+        trial: one of its trainings.
+        source: the labelled split and its images.
+    """
+    dataset, files = source
+    backbone = find_backbone(trial.backbone.name)
+    nearest = trial.compat.nearest_images
+    key = fingerprint(
+        to_dict(trial.backbone),
+        to_dict(trial.limits),
+        to_dict(job.predict),
+        digest_files(files),
+        dataset.labels_uri,
+        nearest,
+    )
+    uri = fs.join(job.out, "labelled", key)
+    units = job.predict.unit_images
+    manifest = write_manifest(fs.join(uri, "manifest.parquet"), files, unit_images=units)
+    store = LabelledStore(uri, manifest.num_units)
+    prepare = WholeImage(
+        resolution=job.predict.resolution, patch=backbone.patch_size, nearest=nearest
+    )
+    for _ in _run(job, trial, store, manifest, (prepare, dataset)):
+        pass
+    return store
+
+
+def _run(
+    job: TuneJob,
+    trial: TrainJob,
+    store: LabelledStore,
+    manifest: Manifest,
+    source: tuple[WholeImage, Dataset],
+) -> Any:
+    def pending() -> list[int]:
+        done = {*fs.list_names(store.uri)}
+        names = (_unit_uri("", unit)[1:] for unit in range(store.num_units))
+        return [unit for unit, name in enumerate(names) if name not in done]
+
+    if not pending():
+        return iter(())
+    actors = plan_actors(1)
+    fetch = {"manifest": manifest, "prepare": source[0], "dataset": source[1]}
+    work = {
+        "backbone": trial.backbone,
+        "batch": job.predict.batch,
+        "device": actors.device,
+        "threads": actors.threads,
+        "uri": store.uri,
+    }
+    return run_units(
+        pending,
+        fetch=Stage(fetch_labelled, fetch | {"limits": trial.limits}),
+        work=Stage(StoreWorker, work | {"limits": trial.limits}),
+        finish=Stage(pass_on, {}),
+        actors=actors,
+        debug=job.debug,
+    )

@@ -1,0 +1,114 @@
+"""What a training sees and what its model file says, from what mining left."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from stego_core.config.schema import TrainJob
+from stego_core.distributed.mine import Mined
+from stego_core.model.backbone import load_backbone
+from stego_core.model.consistency import consistent_projection
+from stego_core.model.registry import find_backbone
+from stego_core.model.segmenter import model_card
+from stego_core.model.whitening import Whitening, fit_whitening
+from stego_core.neighbors.table import neighbor_indices, read_table
+from stego_core.storage import fs
+from stego_core.storage.feature_store import StoredFeatures, Views
+from stego_core.training.calibration import calibrate
+from stego_core.training.fit import sample_tokens
+from stego_core.training.loop import TrainContext, TrainData
+from stego_core.training.matching import match_tokens
+from stego_core.training.optional import check_sources, needs_pixels
+from stego_core.training.views import (
+    FeatureSource,
+    FromBackbone,
+    FromStore,
+    LabelSource,
+    Whitened,
+    view_side,
+)
+
+
+def training_data(
+    job: TrainJob, mined: Mined, views: Views, context: TrainContext, *, device: str
+) -> TrainData:
+    """Return what a training of these settings sees; `job.out` has the neighbours."""
+    neighbors_uri = fs.join(job.out, "neighbors")
+    table = read_table(neighbors_uri, key=mined.key)
+    neighbors = neighbor_indices(table, views, job.neighbors.used)
+    features = _features(job, mined, views, device=device)
+    whitening = _whitening(job, features, neighbors)
+    seen = features if whitening is None else Whitened(features, whitening)
+    rows = mined.manifest.read(["image_id", "path"])
+    paths = dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
+    labels, num_classes = None, 0
+    if mined.dataset.labels_uri is not None:
+        labels = LabelSource(mined.dataset, views, paths, config=job.views, limits=job.limits)
+        num_classes = labels.num_classes()
+        labels = labels if num_classes else None
+    check_sources(job.loss, has_labels=labels is not None)
+    calibration = calibrate(seen, neighbors, seed=job.seed)
+    context.event("calibration", **asdict(calibration))
+    return TrainData(
+        features=features,
+        neighbors=neighbors,
+        channels=seen.read(neighbors[:1, 0] * 0).shape[1],
+        labels=labels,
+        num_classes=num_classes,
+        side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
+        shifts=calibration.shifts if job.loss.shifts == "auto" else {},
+        whitening=whitening,
+        class_tokens=views.class_tokens,
+        pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,
+    )
+
+
+def _whitening(
+    job: TrainJob, features: FeatureSource, neighbors_VN: np.ndarray
+) -> Whitening | None:
+    if not job.head.whiten:
+        return None
+    tokens = sample_tokens(features, len(neighbors_VN), job.clusters.sample, seed=job.seed)
+    whitening = fit_whitening(tokens, job.head.whiten)
+    if not job.head.consistent:
+        return whitening
+    pairs = match_tokens(Whitened(features, whitening).read, neighbors_VN, seed=job.seed)
+    return whitening.followed_by(consistent_projection(*pairs))
+
+
+def _features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
+    if mined.is_stored:
+        return FromStore(StoredFeatures(mined.store_uri, mined.manifest.num_units))
+    return _pixels(job, mined, views, device=device)
+
+
+def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
+    rows = mined.manifest.read(["image_id", "image_uri"])
+    uris = dict(zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
+    backbone = load_backbone(job.backbone, device=device)
+    return FromBackbone(
+        backbone, views, uris, config=job.views, limits=job.limits, compat=job.compat
+    )
+
+
+def trained_card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> dict[str, Any]:
+    """Return `model.json` of a training."""
+    return model_card(
+        weights=mined.weights,
+        config=job.backbone,
+        head=job.head,
+        cluster_names=[f"cluster {number}" for number in range(job.clusters.total)],
+        num_classes=data.num_classes,
+        class_names=list(mined.dataset.class_names),
+        training={
+            "views": len(views.image_ids),
+            "images": mined.manifest.num_images,
+            "data_digest": mined.manifest.digest,
+            "steps": job.train.steps,
+            "seed": job.seed,
+            "shifts": data.shifts,
+        },
+    )

@@ -1,0 +1,277 @@
+"""Studies on Ray Tune: mine once for each mining setting, train every trial, tell what mattered."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow.parquet as pq
+from ray import tune
+from ray.tune.callback import Callback
+
+from stego_core.config.load import dump_toml
+from stego_core.config.schema import TuneJob
+from stego_core.config.space import Axis
+from stego_core.config.trials import Trial, make_trials, mining_key
+from stego_core.datasets.demo import DEMO
+from stego_core.datasets.directory import Dataset, open_dataset
+from stego_core.distributed.cluster import connect, plan_actors
+from stego_core.distributed.data import select_images
+from stego_core.distributed.labelled import LabelledStore, store_labelled
+from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
+from stego_core.distributed.rungs import Ladder, RungScheduler
+from stego_core.distributed.tune_trial import FINISHED, Study, end_trial, run_trial, trial_uri
+from stego_core.errors import ClusterError, InputError
+from stego_core.metrics.study import (
+    StudyResult,
+    best_trial,
+    importance_table,
+    summarize,
+    trials_table,
+)
+from stego_core.model.checkpoint import load_tensors
+from stego_core.model.segmenter import save_segmenter
+from stego_core.storage import fs
+from stego_core.storage.run import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+_TRIAL_FAILURES = 2  # of a worker that dies; an error of ours is a result
+# Where nothing has been measured yet: a trial on two cores of a CPU (docs/sensitivity.md).
+_STEP_S, _TRIAL_S = 0.09, 15.0
+
+
+def plan_tune(job: TuneJob) -> list[str]:
+    """Return what a run would do, one line each, without touching anything."""
+    axes, trials = make_trials(job)
+    records = _records(job, trials)
+    left = [trial for trial in trials if trial.key not in records]
+    settings = len({trial.setting for trial in trials})
+    minings = {mining_key(trial.job) for trial in trials}
+    labelled = _labelled(job)
+    seconds = _estimate(left, list(records.values())) / job.tune.parallel
+    measured = "from the trials done" if records else "a guess for two CPUs"
+    return [
+        *plan_mine(replace(job, out=_mining_uri(job, mining_key(trials[0].job)))),
+        *(f"varies: {axis.path}: {_shown(axis, job)}" for axis in axes),
+        f"trials: {len(trials)} of {settings} settings, {len(records)} done, "
+        f"{job.tune.parallel} at a time",
+        f"minings: {len(minings)}",
+        f"scored on: {labelled[0].labels_uri if labelled else 'nothing, there are no labels'}",
+        f"time: about {max(1, round(seconds / 60)) if left else 0} min ({measured}), "
+        "without mining",
+    ]
+
+
+def tune_study(job: TuneJob, run: RunDirectory) -> None:
+    """Run the trials that have no record yet, then write tables, report and the best model.
+
+    Raises:
+        ConfigError: if the space can't be used.
+        InputError: if there are no images.
+        ClusterError: if trials died, or none could be finished; the tables are there.
+    """
+    axes, trials = make_trials(job)
+    source = find_images(job)
+    labelled = _labelled(job)
+    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+    with connect(debug=job.debug):
+        study = _prepare(job, run, trials, source, labelled)
+        records = _current(_records(job, trials), study)
+        left = [trial for trial in trials if trial.key not in records]
+        logger.info("study: %d trials, %d of them done", len(trials), len(records))
+        run.count(total=len(trials), done=len(records))
+        run.status("running", stage="tune")
+        if left:
+            _run_trials(job, run, study, left, list(records.values()))
+    records = _current(_records(job, trials), study)
+    run.count(total=len(trials), done=len(records))
+    result = summarize(trials, axes, records, job.tune.criterion)
+    _write(job, run, trials, result)
+    if not any(record["status"] == FINISHED for record in records.values()):
+        reasons = [str(record["error"]) for record in records.values() if record["error"]]
+        raise ClusterError(f"no trial has finished; {(reasons or ['see --debug'])[0]}")
+    if lost := len(trials) - len(records):
+        raise ClusterError(f"{lost} of {len(trials)} trials died; give the command again for them")
+
+
+def _labelled(job: TuneJob) -> tuple[Dataset, list[fs.ListedFile]] | None:
+    """Return the split that trials are scored on; None where it has no labels."""
+    if job.data.root == DEMO:
+        return None
+    try:
+        dataset = open_dataset(job.data.root, job.tune.split)
+    except InputError:
+        return None
+    if dataset.labels_uri is None:
+        return None
+    # `fraction` and `limit` make training smaller, not the split that scores are of.
+    return dataset, select_images(replace(job.data, fraction=1.0, limit=None), dataset)
+
+
+def _prepare(
+    job: TuneJob,
+    run: RunDirectory,
+    trials: list[Trial],
+    source: tuple[Dataset, list[fs.ListedFile]],
+    labelled: tuple[Dataset, list[fs.ListedFile]] | None,
+) -> Study:
+    """Mine and store whatever the trials need, each thing once."""
+    mined: dict[str, Mined] = {}
+    stores: dict[str, LabelledStore] = {}
+    for trial in trials:
+        key = mining_key(trial.job)
+        if key not in mined:
+            run.status("running", stage="mine")
+            uri = _mining_uri(job, key)
+            training = replace(trial.job, out=uri, workers=job.workers)
+            images = source if trial.job.data == job.data else find_images(trial.job)
+            mined[key] = mine(training, RunDirectory(uri, job="tune"), images)
+            if labelled is not None:
+                run.status("running", stage="labels")
+                stores[key] = store_labelled(job, trial.job, labelled)
+    actors = plan_actors(job.tune.parallel)
+    return Study(
+        uri=job.out,
+        trials={trial.key: trial for trial in trials},
+        mined={trial.key: mined[mining_key(trial.job)] for trial in trials},
+        labelled={t.key: stores[mining_key(t.job)] for t in trials} if labelled else {},
+        data=job.data,
+        criterion=job.tune.criterion,
+        rungs=tuple(sorted(set(job.tune.rungs))),
+        seed=job.seed,
+        device=actors.device,
+    )
+
+
+def _mining_uri(job: TuneJob, key: str) -> str:
+    return fs.join(job.out, "mined", key)
+
+
+def _records(job: TuneJob, trials: list[Trial]) -> dict[str, dict[str, Any]]:
+    """Return the records of trials that have ended, by key."""
+    names = {*fs.list_names(fs.join(job.out, "trials"))}
+    return {
+        trial.key: json.loads(fs.read_bytes(fs.join(job.out, "trials", f"{trial.key}.json")))
+        for trial in trials
+        if f"{trial.key}.json" in names
+    }
+
+
+def _current(records: dict[str, dict[str, Any]], study: Study) -> dict[str, dict[str, Any]]:
+    """Leave out records of trials on features that are no longer those of the images."""
+    return {k: r for k, r in records.items() if r["features"] == study.mined[k].key}
+
+
+class _Counter(Callback):  # type: ignore[misc]
+    """Tells of each trial that ends."""
+
+    def __init__(self, run: RunDirectory, total: int) -> None:
+        self._run, self._total, self._done = run, total, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Log the trial and add it to the events."""
+        self._done += 1
+        record = json.loads((trial.last_result or {}).get("record", "{}"))
+        status, found = record.get("status"), record.get("criteria", {}) | record.get("scores", {})
+        self._run.event("tune/trial", trial=record.get("key"), status=status, **found)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+        logger.info(
+            "trial %d/%d  %s  %.0f s  %s",
+            self._done,
+            self._total,
+            status,
+            record.get("seconds", 0.0),
+            shown or record.get("error") or "",
+        )
+
+
+def _run_trials(
+    job: TuneJob,
+    run: RunDirectory,
+    study: Study,
+    left: list[Trial],
+    earlier: list[dict[str, Any]],
+) -> None:
+    actors = plan_actors(job.tune.parallel)
+    resources = {"GPU": 1} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
+    ladder = Ladder(job.tune.keep)
+    for record in earlier:
+        for rung, value in record["rungs"]:
+            ladder.add(rung, value)
+    if not job.debug:  # Ray's tables and hints; what matters is logged here
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    trainable = tune.with_parameters(run_trial, study=study)
+    # Ray Tune's own folder is of this run alone: what a study continues from are our records.
+    filesystem, path = fs.open_uri(run.path("ray-tune"))
+    fs.delete(run.path("ray-tune"))
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space={"trial": tune.grid_search([trial.key for trial in left])},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=job.tune.parallel,
+            scheduler=RungScheduler(ladder, partial(end_trial, study.uri)),
+            reuse_actors=True,  # a process needs seconds to load torch
+        ),
+        run_config=tune.RunConfig(
+            name="study",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=_TRIAL_FAILURES),
+            callbacks=[_Counter(run, len(left))],
+        ),
+    )
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise ClusterError(f"Ray Tune failed: {lines[-1] if lines else error}") from error
+    fs.delete(run.path("ray-tune"))
+
+
+def _write(job: TuneJob, run: RunDirectory, trials: list[Trial], result: StudyResult) -> None:
+    for name, table in (
+        ("trials.parquet", trials_table(result)),
+        ("importance.parquet", importance_table(result)),
+    ):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        fs.write_bytes(run.path(name), buffer.getvalue())
+    best = best_trial(result, job.tune.criterion)
+    if best is not None:
+        tensors, card = load_tensors(trial_uri(job.out, best["trial"], "model"), "model")
+        save_segmenter(run.path("model"), tensors, card)
+        (chosen,) = (trial for trial in trials if trial.key == best["trial"])
+        # A training of its own: `train.py --config best.toml --out ...` makes the same model.
+        fs.write_bytes(run.path("best.toml"), dump_toml(chosen.job).encode())
+        logger.info(
+            "best by %s: %s in %s", job.tune.criterion, best["trial"], run.path("best.toml")
+        )
+    try:
+        from stego_core.viz.study import write_study
+
+        logger.info("report: %s", write_study(run.path("report"), result, job.tune.criterion))
+    except Exception as error:  # whatever goes wrong in drawing, the study is done
+        logger.warning("the report can't be drawn (%s); the tables are complete", error)
+        run.event("tune/report-failed", error=str(error))
+
+
+def _estimate(left: list[Trial], done: list[dict[str, Any]]) -> float:
+    """Return the seconds that trials will take one after the other."""
+    finished = [record for record in done if record["status"] == FINISHED]
+    if finished:
+        return float(len(left) * sum(r["seconds"] for r in finished) / len(finished))
+    return float(sum(_TRIAL_S + _STEP_S * trial.job.train.steps for trial in left))
+
+
+def _shown(axis: Axis, job: TuneJob) -> str:
+    if axis.is_range:
+        low, high = axis.values
+        return f"{low:g} to {high:g}" + (" (logarithmic)" if axis.is_log else "")
+    return ", ".join(str(value) for value in axis.grid(job.tune.points))

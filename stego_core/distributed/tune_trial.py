@@ -1,0 +1,200 @@
+"""One trial of a study, in a worker of Ray Tune: train, fit, judge, leave a record.
+
+What a trial leaves is below `trials/` of the study: `<key>.json` when it has ended, the model in
+`<key>/`, and while it runs its checkpoints in `<key>/state/`. These, not Ray Tune's own files, are
+what a study continues from: they survive whatever happens to the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from stego_core.config.schema import DataConfig, TrainJob
+from stego_core.config.trials import Trial
+from stego_core.distributed.labelled import LabelledStore
+from stego_core.distributed.mine import Mined
+from stego_core.distributed.training_data import trained_card, training_data
+from stego_core.errors import StegoError
+from stego_core.inference.scoring import head_on_features, measure_criteria
+from stego_core.metrics.scores import score_clusters, scored_classes
+from stego_core.model.segmenter import save_segmenter
+from stego_core.storage import fs
+from stego_core.storage.feature_store import read_views
+from stego_core.training.choose import with_cluster_count
+from stego_core.training.fit import fit
+from stego_core.training.loop import TrainData, train
+from stego_core.training.optional import needs_labels
+from stego_core.training.state import find_checkpoint
+
+logger = logging.getLogger(__name__)
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+# At a rung the clusters only have to tell trials apart.
+_RUNG_RESTARTS, _RUNG_SAMPLE = 2, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What all trials share.
+
+    Attributes:
+        uri: of the study.
+        trials: by key.
+        mined: of each trial's mining, by key of the trial.
+        labelled: what each trial is scored on, by key of the trial; without labels absent.
+        data: which classes are scored.
+        criterion: that trials are compared by.
+        rungs: steps at which they are.
+        seed: of the study: criteria look at the same views in every trial.
+        device: of torch.
+    """
+
+    uri: str
+    trials: dict[str, Trial]
+    mined: dict[str, Mined]
+    labelled: dict[str, LabelledStore]
+    data: DataConfig
+    criterion: str
+    rungs: tuple[int, ...]
+    seed: int
+    device: str
+
+
+def trial_uri(study_uri: str, key: str, *parts: str) -> str:
+    """Return where a trial keeps its model and, while it runs, its state."""
+    return fs.join(study_uri, "trials", key, *parts)
+
+
+def end_trial(study_uri: str, record: dict[str, Any]) -> None:
+    """Say that a trial has ended, and how; it will not be run again."""
+    text = json.dumps(record, indent=2) + "\n"
+    fs.write_bytes(fs.join(study_uri, "trials", f"{record['key']}.json"), text.encode())
+    fs.delete(trial_uri(study_uri, record["key"], "state"))
+
+
+class _Context:
+    """The training loop's view of a trial (see `TrainContext`)."""
+
+    rank, num_workers = 0, 1
+
+    def __init__(self, state_uri: str) -> None:
+        self._uri = state_uri
+
+    def resume_folder(self) -> str | None:
+        """Return the newest checkpoint that is whole."""
+        return find_checkpoint(self._uri)
+
+    def reached(self) -> int:
+        """Return the steps of the newest checkpoint: rungs before it can't be judged any more."""
+        folder = self.resume_folder()
+        return 0 if folder is None else int(folder.rsplit("step-", 1)[1])
+
+    def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
+        """Keep this checkpoint and the one before it: a kill may leave the newest half written."""
+        start = fs.join(self._uri, "start")
+        earlier = fs.list_names(start)
+        save(fs.join(start, f"step-{step:08d}"))
+        for name in earlier[:-1]:
+            fs.delete(fs.join(start, name))
+
+    def event(self, name: str, **values: Any) -> None:
+        """Drop the event: a study has no curves of single trainings."""
+
+
+def run_trial(config: dict[str, Any], *, study: Study) -> None:
+    """Run one trial and leave its record; the trainable of Ray Tune.
+
+    An error of ours (a setting that can't work, a training that diverged) ends the trial for good
+    and becomes its record. Any other is Ray Tune's to repeat.
+    Records travel as JSON: Ray Tune takes nested results apart.
+    """
+    trial = study.trials[config["trial"]]
+    torch.set_num_threads(1)  # sums in another order would make results depend on the machine
+    started_s = time.monotonic()
+    record: dict[str, Any] = {
+        "key": trial.key,
+        "seed": trial.seed,
+        "values": trial.values,
+        "features": study.mined[trial.key].key,
+        "status": FINISHED,
+        "steps": trial.job.train.steps,
+        "rungs": [],
+        "criteria": {},
+        "scores": {},
+        "error": None,
+    }
+    try:
+        _run(study, trial, record, started_s)
+    except StegoError as error:
+        record |= {"status": FAILED, "error": str(error).splitlines()[0]}
+    record["seconds"] = round(time.monotonic() - started_s, 2)
+    end_trial(study.uri, record)
+    tune.report({"record": json.dumps(record)})
+
+
+def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -> None:
+    mined = study.mined[trial.key]
+    # Neighbours are read from where they were mined; only the studies with labels see any.
+    job = replace(trial.job, out=fs.join(study.uri, "mined", _folder(mined)))
+    if not needs_labels(job.loss):
+        mined = replace(mined, dataset=replace(mined.dataset, labels_uri=None))
+    views = read_views(mined.store_uri, mined.manifest.num_units)
+    context = _Context(trial_uri(study.uri, trial.key, "state"))
+    data = training_data(job, mined, views, context, device=study.device)
+    job = with_cluster_count(job, data, context)
+    card = trained_card(job, mined, views, data)
+    reached = context.reached()
+    for step in (rung for rung in study.rungs if reached <= rung < job.train.steps):
+        model = train(_until(job, step), data, context, device=study.device)
+        rough = replace(
+            job.clusters,
+            restarts=min(_RUNG_RESTARTS, job.clusters.restarts),
+            sample=min(_RUNG_SAMPLE, job.clusters.sample),
+        )
+        tensors = fit(replace(job, clusters=rough), model, data)
+        value = _criteria(study, tensors, card, data)[study.criterion]
+        record["rungs"].append([step, value])
+        seconds = round(time.monotonic() - started_s, 2)
+        stopped = record | {"status": STOPPED, "steps": step, "seconds": seconds}
+        tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})
+    model = train(job, data, context, device=study.device)
+    tensors = fit(job, model, data)
+    save_segmenter(trial_uri(study.uri, trial.key, "model"), tensors, card)
+    record["criteria"] = _criteria(study, tensors, card, data)
+    if trial.key in study.labelled:
+        head = head_on_features(tensors, card, _width(data))
+        counts = study.labelled[trial.key].confusion(head)
+        scores = score_clusters(counts, classes=scored_classes(study.data, counts))
+        record["scores"] = {"miou": round(scores.miou, 4), "accuracy": round(scores.accuracy, 4)}
+
+
+def _folder(mined: Mined) -> str:
+    # `<study>/mined/<folder>/features/<key>`
+    return mined.store_uri.rstrip("/").split("/")[-3]
+
+
+def _until(job: TrainJob, step: int) -> TrainJob:
+    """Return a training that ends at a step; the draws of its steps are those of the whole one."""
+    return replace(job, train=replace(job.train, steps=step))
+
+
+def _width(data: TrainData) -> int:
+    return int(data.features.read(np.zeros(1, np.int64)).shape[1])
+
+
+def _criteria(
+    study: Study, tensors: dict[str, Any], card: dict[str, Any], data: TrainData
+) -> dict[str, float]:
+    head = head_on_features(tensors, card, _width(data))
+    nearest = data.neighbors[:, 0]
+    found = measure_criteria(head, data.features.read, nearest, seed=study.seed)
+    return {name: round(value, 6) for name, value in found.items()}
