@@ -10,7 +10,7 @@ import numpy as np
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.mine import Mined
 from stego_core.model.backbone import load_backbone
-from stego_core.model.consistency import consistent_projection
+from stego_core.model.consistency import SMOOTHING, consistent_projection
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import model_card
 from stego_core.model.whitening import Whitening, fit_whitening
@@ -75,7 +75,13 @@ def _whitening(
     whitening = fit_whitening(tokens, job.head.whiten)
     if not job.head.consistent:
         return whitening
-    pairs = match_tokens(Whitened(features, whitening).read, neighbors_VN, seed=job.seed)
+    pairs = match_tokens(
+        Whitened(features, whitening).read,
+        neighbors_VN,
+        seed=job.seed,
+        # Things, not single tokens, are what directions should tell apart.
+        temperature=SMOOTHING,
+    )
     return whitening.followed_by(consistent_projection(*pairs))
 
 

@@ -19,6 +19,8 @@ from stego_core.errors import ShapeError
 # mean disagreement.
 _RIDGE = 0.1
 _SMALLEST_SHARE = 1e-4
+# Temperature at which tokens in whitened space are smoothed before their variance is taken.
+SMOOTHING = 0.15
 
 
 def consistent_projection(tokens_TD: Tensor, differences_PD: Tensor) -> Tensor:

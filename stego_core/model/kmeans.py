@@ -19,6 +19,8 @@ _BLOCK_BYTES = 16 * 2**20
 _ZERO_NORM = 1e-10
 # Centroids whose points cancel out to less than this length have no direction.
 _SMALLEST_NORM = 1e-6
+# Starts that are drawn for each that is kept.
+_DRAWS = 8
 # An iteration that raises the mean cosine by less than this ends a start.
 _TOLERANCE = 1e-5
 
@@ -117,14 +119,17 @@ def _choose_start(
     unit_ND: Tensor, shares_N: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
     # k-means++: each further start is drawn with probability proportional to weight times
-    # 1 - cosine, which is half the squared distance of unit vectors.
+    # 1 - cosine, which is half the squared distance of unit vectors. Of several draws the one that
+    # leaves the smallest gaps is kept.
     chosen = _draw(shares_N, generator)
     starts = [chosen]
-    gaps = torch.full((len(unit_ND),), torch.inf, device=unit_ND.device)
+    gaps = (1 - unit_ND @ unit_ND[chosen]).clamp_(min=0)
     for _ in range(count - 1):
-        gaps = torch.minimum(gaps, 1 - unit_ND @ unit_ND[chosen]).clamp_(min=0)
-        chosen = _draw(gaps * shares_N, generator)
-        starts.append(chosen)
+        drawn = [_draw(gaps * shares_N, generator) for _ in range(_DRAWS)]
+        left_ND = torch.minimum(gaps[:, None], (1 - unit_ND @ unit_ND[drawn].T).clamp_(min=0))
+        best = int((shares_N @ left_ND).argmin())
+        gaps = left_ND[:, best]
+        starts.append(drawn[best])
     return unit_ND[starts].clone()
 
 

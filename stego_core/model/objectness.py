@@ -17,6 +17,8 @@ from torch import Tensor
 from stego_core.errors import ShapeError
 from stego_core.model.whitening import principal_scaling
 
+_COMPONENTS = 64
+_SMALLEST_DEVIATION = 1e-6  # where all tokens are the same
 _BISECTIONS = 50
 _STEEPEST = 8.0  # beyond e^8 between tokens one deviation apart, only the extreme ones count
 
@@ -30,7 +32,8 @@ def measure_objectness(features_TC: Tensor, pull_T: Tensor) -> Tensor:
             counts. The cosine with the image's class token is best.
 
     Returns:
-        (T,) float32, the first principal component of the unit features.
+        (T,) float32: the first of the scaled principal components of the unit features, as a part
+        of the token's length in all of them.
 
     Raises:
         ShapeError: if there isn't one pull for each token.
@@ -40,10 +43,11 @@ def measure_objectness(features_TC: Tensor, pull_T: Tensor) -> Tensor:
             f"features {tuple(features_TC.shape)} and pull {tuple(pull_T.shape)}: give (T, C), (T,)"
         )
     unit_TC = F.normalize(features_TC.float(), dim=1)
-    mean, component = principal_scaling(unit_TC, 1)
-    along_T = (unit_TC - mean) @ component[0]
+    mean, components = principal_scaling(unit_TC, _COMPONENTS)
+    along_T = F.normalize((unit_TC - mean) @ components.T, dim=1)[:, 0]
+    along_T = (along_T - along_T.mean()) / along_T.std().clamp_min(_SMALLEST_DEVIATION)
     pull_T = pull_T.float()
-    sign = torch.sign(((along_T - along_T.mean()) * (pull_T - pull_T.mean())).sum())
+    sign = torch.sign((along_T * (pull_T - pull_T.mean())).sum())
     return along_T if sign >= 0 else -along_T
 
 

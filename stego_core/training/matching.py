@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stego_core.model.smoothing import smooth_code
 from stego_core.neighbors.search import NONE
 
 _STREAM = 5
@@ -19,7 +20,11 @@ _READ_VIEWS = 64
 
 
 def match_tokens(
-    read: Callable[[np.ndarray], Tensor], neighbors_VN: np.ndarray, *, seed: int
+    read: Callable[[np.ndarray], Tensor],
+    neighbors_VN: np.ndarray,
+    *,
+    seed: int,
+    temperature: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Match random tokens of views with those of their nearest neighbours.
 
@@ -29,6 +34,8 @@ def match_tokens(
         read: views to maps (B, D, h, w); called once for each view that takes part.
         neighbors_VN: (V, N) views, `NONE` where a view has fewer.
         seed: of the draw, which depends on nothing else but the shapes.
+        temperature: at which the returned tokens, not those that are matched, are smoothed inside
+            their view; 0 leaves them.
 
     Returns:
         The tokens that were drawn (T, D), and the differences of matched ones (P, D), both of unit
@@ -45,14 +52,17 @@ def match_tokens(
     ]
     needed = np.unique(np.concatenate([anchors, np.array(pairs, np.int64).reshape(-1)]))
     tokens: dict[int, Tensor] = {}
+    smoothed: list[Tensor] = []
     for start in range(0, len(needed), _READ_VIEWS):
         block = needed[start : start + _READ_VIEWS]
-        maps_BTD = F.normalize(read(block).cpu(), dim=1).flatten(2).transpose(1, 2)
-        cells, drawn = maps_BTD.shape[1], min(_TOKENS, maps_BTD.shape[1])
-        for view, rows in zip(block, maps_BTD, strict=True):
-            picks = np.sort(generator.choice(cells, drawn, replace=False))
-            tokens[int(view)] = rows[torch.from_numpy(picks)]
-    everything = torch.cat([tokens[int(view)] for view in needed])
+        maps = F.normalize(read(block).cpu(), dim=1)
+        smooth = F.normalize(smooth_code(maps, maps, temperature=temperature), dim=1)
+        cells, drawn = maps[0, 0].numel(), min(_TOKENS, maps[0, 0].numel())
+        for view, sharp_Dhw, smooth_Dhw in zip(block, maps, smooth, strict=True):
+            picks = torch.from_numpy(np.sort(generator.choice(cells, drawn, replace=False)))
+            tokens[int(view)] = sharp_Dhw.flatten(1).T[picks]
+            smoothed.append(smooth_Dhw.flatten(1).T[picks])
+    everything = torch.cat(smoothed)
     differences = [_differences(tokens[anchor], tokens[other]) for anchor, other in pairs]
     return everything, torch.cat(differences) if differences else everything[:0]
 

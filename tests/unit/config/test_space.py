@@ -174,7 +174,7 @@ def test_trials_share_a_mining_unless_it_would_differ():
         return len({mining_key(t.job) for t in make_trials(study(space))[1]})
 
     assert minings({"head.dim": [8, 64], "neighbors.used": [3, 7], "loss.samples": [4]}) == 1
-    assert minings({"views.resolution": [112, 224]}) == 2
+    assert minings({"views.resolution": [112, 320]}) == 2
     assert minings({"backbone.feature": ["last", "key"], "neighbors.exclude_own": [False]}) == 3
     assert minings({"compat.mining_dropout": [True]}) == 3  # its draws follow the seed
 
