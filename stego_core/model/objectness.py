@@ -45,7 +45,7 @@ def measure_objectness(features_TC: Tensor, pull_T: Tensor) -> Tensor:
     unit_TC = F.normalize(features_TC.float(), dim=1)
     mean, components = principal_scaling(unit_TC, _COMPONENTS)
     along_T = F.normalize((unit_TC - mean) @ components.T, dim=1)[:, 0]
-    along_T = (along_T - along_T.mean()) / along_T.std().clamp_min(_SMALLEST_DEVIATION)
+    along_T = (along_T - along_T.mean()) / along_T.std(correction=0).clamp_min(_SMALLEST_DEVIATION)
     pull_T = pull_T.float()
     sign = torch.sign((along_T * (pull_T - pull_T.mean())).sum())
     return along_T if sign >= 0 else -along_T

@@ -44,3 +44,13 @@ def test_a_single_view_has_tokens_but_no_matches():
     tokens, differences = match_tokens(source.read, np.array([[NONE, NONE]]), seed=0)
     assert tokens.shape == (20, 8)
     assert differences.shape == (0, 8)
+
+
+def test_smoothing_changes_the_tokens_and_not_the_matches():
+    source = FakeFeatures(random_maps(6, height=4, width=4))
+    sharp, differences = match_tokens(source.read, ring_neighbors(6), seed=0)
+    smooth, same = match_tokens(source.read, ring_neighbors(6), seed=0, temperature=0.5)
+    assert torch.equal(differences, same)
+    # Smoothed tokens of a view have come nearer to each other.
+    spread = [tokens.reshape(6, 16, 8).var(1).sum(1) for tokens in (sharp, smooth)]
+    assert (spread[1] < 0.9 * spread[0]).all()
