@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.mine import Mined
@@ -14,6 +16,7 @@ from stego_core.model.consistency import SMOOTHING, consistent_projection
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import model_card
 from stego_core.model.whitening import Whitening, fit_whitening
+from stego_core.neighbors.rerank import rerank_neighbors
 from stego_core.neighbors.table import neighbor_indices, read_table
 from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views
@@ -38,9 +41,11 @@ def training_data(
     """Return what a training of these settings sees; `job.out` has the neighbours."""
     neighbors_uri = fs.join(job.out, "neighbors")
     table = read_table(neighbors_uri, key=mined.key)
-    neighbors = neighbor_indices(table, views, job.neighbors.used)
     features = _features(job, mined, views, device=device)
-    whitening = _whitening(job, features, neighbors)
+    whitening = _whitening(job, features, len(views.image_ids))
+    neighbors = _neighbors(job, table, views, whitening)
+    if whitening is not None and job.head.consistent:
+        whitening = _consistent(job, features, whitening, neighbors)
     seen = features if whitening is None else Whitened(features, whitening)
     rows = mined.manifest.read(["image_id", "path"])
     paths = dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
@@ -66,23 +71,36 @@ def training_data(
     )
 
 
-def _whitening(
-    job: TrainJob, features: FeatureSource, neighbors_VN: np.ndarray
-) -> Whitening | None:
+def _whitening(job: TrainJob, features: FeatureSource, num_views: int) -> Whitening | None:
     if not job.head.whiten:
         return None
-    tokens = sample_tokens(features, len(neighbors_VN), job.clusters.sample, seed=job.seed)
-    whitening = fit_whitening(tokens, job.head.whiten)
-    if not job.head.consistent:
-        return whitening
-    pairs = match_tokens(
+    tokens = sample_tokens(features, num_views, job.clusters.sample, seed=job.seed)
+    return fit_whitening(tokens, job.head.whiten)
+
+
+def _neighbors(
+    job: TrainJob, table: pa.Table, views: Views, whitening: Whitening | None
+) -> np.ndarray:
+    """Return the neighbours that are used, (V, N); ADR 24 says why consistency re-ranks them."""
+    if whitening is None or not job.head.consistent:
+        return neighbor_indices(table, views, job.neighbors.used)
+    candidates = neighbor_indices(table, views, job.neighbors.stored)
+    embeddings = whitening.project(torch.tensor(views.embeddings)).numpy()
+    return rerank_neighbors(candidates, embeddings, job.neighbors.used)
+
+
+def _consistent(
+    job: TrainJob, features: FeatureSource, whitening: Whitening, neighbors_VN: np.ndarray
+) -> Whitening:
+    matches = match_tokens(
         Whitened(features, whitening).read,
         neighbors_VN,
         seed=job.seed,
         # Things, not single tokens, are what directions should tell apart.
         temperature=SMOOTHING,
     )
-    return whitening.followed_by(consistent_projection(*pairs))
+    projection = consistent_projection(matches.tokens, matches.differences)
+    return whitening.followed_by(projection)
 
 
 def _features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:

@@ -5,6 +5,7 @@ Letters in names: N points, D dimensions, M clusters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ _SMALLEST_NORM = 1e-6
 _DRAWS = 8
 # An iteration that raises the mean cosine by less than this ends a start.
 _TOLERANCE = 1e-5
+# What one unit of preference is worth, as a share of the best objective (ADR 24 has the trials).
+_PREFERENCE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +49,14 @@ def spherical_kmeans(
     restarts: int = 8,
     max_iterations: int = 100,
     weights_N: Tensor | None = None,
+    prefer: Callable[[Tensor], float] | None = None,
 ) -> KMeansResult:
     """Find unit vectors that maximise the mean cosine of points with their nearest one.
 
     Each start is a k-means++ on cosine distance followed by Lloyd iterations; the start with the
-    highest mean cosine is kept. A cluster that loses its points moves to the point that is
-    fitted worst. On a CPU the seed and the thread count determine the result to the last bit.
+    highest mean cosine is kept, or, with `prefer`, the best by both. A cluster that loses its
+    points moves to the point that is fitted worst. On a CPU the seed and the thread count
+    determine the result to the last bit.
 
     Args:
         points_ND: points, (N, D); only their directions count. Zero vectors have none and are
@@ -62,6 +67,8 @@ def spherical_kmeans(
         max_iterations: Lloyd iterations of a start; 0 keeps what k-means++ chose.
         weights_N: how much each point counts, at least 0, in starts, centroids and objective;
             None counts all alike.
+        prefer: centroids (M, D) to a number, higher is better; a fifth of it is added to the
+            share of the best mean cosine that a start reached.
 
     Returns:
         Centroids and objectives. With fewer than M distinct directions some centroids are equal.
@@ -87,7 +94,15 @@ def spherical_kmeans(
         )
         for _ in range(restarts)
     ]
-    best_MD, objective = max(ends, key=lambda end: end[1])
+    highest = max(objective for _, objective in ends)
+
+    def merit(end: tuple[Tensor, float]) -> float:
+        centroids_MD, reached = end
+        if prefer is None:
+            return reached
+        return reached / max(highest, _ZERO_NORM) + _PREFERENCE * prefer(centroids_MD)
+
+    best_MD, objective = max(ends, key=merit)
     return KMeansResult(
         centroids=best_MD, objective=objective, objectives=tuple(value for _, value in ends)
     )

@@ -50,6 +50,12 @@ class Whitening(nn.Module):
         """Return a whitening whose result is mapped by `map_DD` before it is made unit length."""
         return Whitening(self.get_buffer("mean"), map_DD @ self.get_buffer("projection"))
 
+    def project(self, tokens_TC: Tensor) -> Tensor:
+        """Return whitened unit tokens, (T, D)."""
+        maps_TC11 = tokens_TC[:, :, None, None]
+        whitened: Tensor = self(maps_TC11)
+        return whitened[:, :, 0, 0]
+
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Return whitened unit vectors, (B, D, h, w)."""
         centred = F.normalize(features_BChw, dim=1) - self.get_buffer("mean").view(1, -1, 1, 1)

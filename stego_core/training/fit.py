@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stego_core.config.schema import TrainJob
+from stego_core.metrics.criterion import agreement
 from stego_core.model.consistency import consistent_projection
 from stego_core.model.head import Head
 from stego_core.model.kmeans import spherical_kmeans
@@ -20,7 +21,7 @@ from stego_core.model.objectness import background_weights, measure_objectness
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.whitening import principal_scaling
 from stego_core.training.loop import TrainData
-from stego_core.training.matching import match_tokens
+from stego_core.training.matching import Matches, match_tokens
 from stego_core.training.step import Trainable
 from stego_core.training.views import FeatureSource
 
@@ -116,11 +117,15 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     clusters: dict[str, Tensor] = {"clusters": model.cluster_probe.clusters}
     mean, projection = torch.zeros(head.dim), torch.eye(head.dim)
     if job.clusters.refit != "none":
-        mean, projection = _code_projection(job, maps, codes, data.neighbors)
+        matches = None
+        if job.head.whiten and job.head.consistent:
+            matches = match_tokens(maps.smoothed, data.neighbors, seed=job.seed)
+        mean, projection = _code_projection(codes, matches)
         head.project_code(mean, projection)
         objectness = measure_objectness(features, pull[:, 0])
         weights = background_weights(objectness, job.clusters.background)
-        clusters = _refit(job, (smoothed - mean) @ projection.T, weights)
+        prefer = None if matches is None else _Agreement(matches, projection)
+        clusters = _refit(job, (smoothed - mean) @ projection.T, weights, prefer)
     baseline = spherical_kmeans(
         features, job.clusters.total, seed=job.seed, restarts=job.clusters.restarts
     )
@@ -132,7 +137,24 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
 
-def _refit(job: TrainJob, points_TK: Tensor, weights_T: Tensor) -> dict[str, Tensor]:
+class _Agreement:
+    """How often matched tokens of neighbouring views are in the same cluster, beyond chance."""
+
+    def __init__(self, matches: Matches, projection_KK: Tensor) -> None:
+        self._first_PK = matches.first @ projection_KK.T
+        self._second_PK = matches.second @ projection_KK.T
+
+    def __call__(self, centroids_MK: Tensor) -> float:
+        first, second = (
+            (tokens @ centroids_MK.T).argmax(1).numpy()
+            for tokens in (self._first_PK, self._second_PK)
+        )
+        return agreement(first, second)
+
+
+def _refit(
+    job: TrainJob, points_TK: Tensor, weights_T: Tensor, prefer: _Agreement | None
+) -> dict[str, Tensor]:
     """Return `clusters` and, if more were fitted than asked for, how they `merge`."""
     is_modular = job.clusters.refit == "modularity"
     result = spherical_kmeans(
@@ -143,6 +165,7 @@ def _refit(job: TrainJob, points_TK: Tensor, weights_T: Tensor) -> dict[str, Ten
         # Modularity starts from what k-means++ chose.
         max_iterations=0 if is_modular else 100,
         weights_N=weights_T,
+        prefer=prefer,
     )
     logger.info("clusters: mean cosine %.4f", result.objective)
     clusters = result.centroids
@@ -153,14 +176,12 @@ def _refit(job: TrainJob, points_TK: Tensor, weights_T: Tensor) -> dict[str, Ten
     return {"clusters": clusters, "merge": merge_centroids(clusters, job.clusters.total)}
 
 
-def _code_projection(
-    job: TrainJob, maps: _Maps, codes_TK: Tensor, neighbors_VN: np.ndarray
-) -> tuple[Tensor, Tensor]:
+def _code_projection(codes_TK: Tensor, matches: Matches | None) -> tuple[Tensor, Tensor]:
     """Return mean (K,) and projection (K, K) of codes: consistency again, or whitening."""
     dim = codes_TK.shape[1]
-    if job.head.whiten and job.head.consistent:
-        pairs = match_tokens(maps.smoothed, neighbors_VN, seed=job.seed)
-        return torch.zeros(dim), consistent_projection(*pairs)
+    if matches is not None:
+        projection = consistent_projection(matches.tokens, matches.differences)
+        return torch.zeros(dim), projection
     mean, components = principal_scaling(codes_TK, dim)
     projection = torch.eye(dim)
     projection[: len(components)] = components  # fewer codes than channels: the rest stays

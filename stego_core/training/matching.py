@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,13 +20,33 @@ _TOKENS = 160  # drawn from each view
 _READ_VIEWS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Tokens that were drawn, and those among them that match.
+
+    Attributes:
+        tokens: (T, D) all tokens, unit length, smoothed where that was asked for.
+        first: (P, D) matched tokens, unit length; P is 0 where no view has a neighbour.
+        second: (P, D) their counterparts in the neighbours.
+    """
+
+    tokens: Tensor
+    first: Tensor
+    second: Tensor
+
+    @property
+    def differences(self) -> Tensor:
+        """Return what matched tokens disagree in."""
+        return self.first - self.second
+
+
 def match_tokens(
     read: Callable[[np.ndarray], Tensor],
     neighbors_VN: np.ndarray,
     *,
     seed: int,
     temperature: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+) -> Matches:
     """Match random tokens of views with those of their nearest neighbours.
 
     Two tokens match if each is the other's most similar one, by cosine.
@@ -34,12 +55,8 @@ def match_tokens(
         read: views to maps (B, D, h, w); called once for each view that takes part.
         neighbors_VN: (V, N) views, `NONE` where a view has fewer.
         seed: of the draw, which depends on nothing else but the shapes.
-        temperature: at which the returned tokens, not those that are matched, are smoothed inside
-            their view; 0 leaves them.
-
-    Returns:
-        The tokens that were drawn (T, D), and the differences of matched ones (P, D), both of unit
-        tokens; P is 0 where no view has a neighbour.
+        temperature: at which `tokens`, not those that are matched, are smoothed inside their
+            view; 0 leaves them.
     """
     generator = np.random.default_rng([seed, _STREAM])
     num_views = len(neighbors_VN)
@@ -63,12 +80,14 @@ def match_tokens(
             tokens[int(view)] = sharp_Dhw.flatten(1).T[picks]
             smoothed.append(smooth_Dhw.flatten(1).T[picks])
     everything = torch.cat(smoothed)
-    differences = [_differences(tokens[anchor], tokens[other]) for anchor, other in pairs]
-    return everything, torch.cat(differences) if differences else everything[:0]
+    nothing = everything[:0]
+    matched = [_mutual(tokens[anchor], tokens[other]) for anchor, other in pairs]
+    first, second = zip(*matched, strict=True) if matched else ((nothing,), (nothing,))
+    return Matches(everything, torch.cat(first), torch.cat(second))
 
 
-def _differences(a_TD: Tensor, b_TD: Tensor) -> Tensor:
+def _mutual(a_TD: Tensor, b_TD: Tensor) -> tuple[Tensor, Tensor]:
     cosines = a_TD @ b_TD.T
     best, back = cosines.argmax(1), cosines.argmax(0)
     is_mutual = back[best] == torch.arange(len(best))
-    return a_TD[is_mutual] - b_TD[best[is_mutual]]
+    return a_TD[is_mutual], b_TD[best[is_mutual]]

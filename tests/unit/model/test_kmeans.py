@@ -222,3 +222,30 @@ def test_points_without_weight_attract_no_cluster():
 def test_there_must_be_a_weight_for_each_point():
     with pytest.raises(ShapeError, match="3 weights for 400 points"):
         spherical_kmeans(noise(), 2, seed=0, weights_N=torch.ones(3))
+
+
+def test_a_preference_decides_between_starts_that_are_nearly_as_good():
+    # Every cut of a circle is as good; starts find many.
+    angles = torch.arange(0, 360, 0.5).deg2rad()
+    circle = torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    def upright(centroids: Tensor) -> float:
+        return float(centroids[:, 1].abs().max())
+
+    plain = spherical_kmeans(circle, 2, seed=0, restarts=12)
+    preferred = spherical_kmeans(circle, 2, seed=0, restarts=12, prefer=upright)
+    assert upright(preferred.centroids) > 0.99 > upright(plain.centroids)
+    assert preferred.objectives == plain.objectives
+
+
+def test_a_slight_preference_does_not_make_up_for_a_worse_start():
+    points = noise(400, 6)
+    plain = spherical_kmeans(points, 12, seed=0, restarts=12)
+    assert max(plain.objectives) > 1.002 * min(plain.objectives)
+
+    def slight(centroids: Tensor) -> float:
+        is_best = torch.equal(centroids, plain.centroids)
+        return 0.0 if is_best else 1e-6
+
+    again = spherical_kmeans(points, 12, seed=0, restarts=12, prefer=slight)
+    assert again.objective == pytest.approx(plain.objective, rel=1e-6)
