@@ -115,7 +115,7 @@ def store_labelled(
     nearest = trial.compat.nearest_images
     key = fingerprint(
         to_dict(trial.backbone),
-        to_dict(trial.limits),
+        trial.limits.record(),
         to_dict(job.predict),
         digest_files(files),
         dataset.labels_uri,

@@ -166,7 +166,7 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
         "precision": job.backbone.precision,
         "views": asdict(job.views),
-        "limits": asdict(job.limits),
+        "limits": job.limits.record(),
         "data": data_digest,
         "compat": {name: getattr(job.compat, name) for name in _FEATURE_SWITCHES},
         "dropout_seed": job.seed if job.compat.mining_dropout else None,

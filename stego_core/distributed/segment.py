@@ -9,9 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.config.load import dump_toml, fingerprint
 from stego_core.config.schema import SegmentJob
@@ -25,6 +23,7 @@ from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
+from stego_core.masks.verify import SUCCESS, mask_columns, verify_output
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.storage import fs
@@ -38,7 +37,6 @@ from stego_core.storage.manifest import (
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
-SUCCESS = "_SUCCESS"
 
 
 def plan_segment(job: SegmentJob) -> list[str]:
@@ -81,7 +79,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     is_same = run.claim(record, overwrite=job.overwrite)
     if is_same and run.read_json(SUCCESS):
         logger.info("%s is complete: nothing to do", job.out)
-        _close(job, run, read_manifest(run.path("manifest.parquet")))
+        _close(job, run)
         return
     if not is_same:
         for name in ("masks", "_units", "manifest.parquet", SUCCESS):
@@ -94,7 +92,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     if shards.pending():
         with connect(debug=job.debug):
             _segment_units(job, run, folder, manifest, shards)
-    _close(job, run, manifest)
+    _close(job, run)
 
 
 def _segment_units(
@@ -183,8 +181,7 @@ class _Shards:
         if shard not in self._merged:
             if not self._done.issuperset(units):
                 return
-            data = [fs.read_bytes(unit_uri(self._out, unit)) for unit in units]
-            table = pa.concat_tables([pq.read_table(pa.BufferReader(d)) for d in data])
+            table = pa.concat_tables([fs.read_table(unit_uri(self._out, u)) for u in units])
             part = fs.join(self._out, "masks", f"part-{shard:05d}.parquet")
             fs.write_bytes(part, to_parquet(table, self._metadata))
             self._merged.add(shard)
@@ -192,31 +189,26 @@ class _Shards:
             fs.delete(unit_uri(self._out, unit))
 
 
-def _close(job: SegmentJob, run: RunDirectory, manifest: Manifest) -> None:
+def _close(job: SegmentJob, run: RunDirectory) -> None:
     """Check ids against the manifest, write quarantine and `_SUCCESS`, apply the budget."""
+    found = verify_output(job.out)
+    if not found.is_ordered:
+        raise StegoError(
+            f"{job.out}/masks does not hold the manifest's rows once each ({found.lost} lost, "
+            f"{found.duplicated} duplicated, {found.foreign} foreign): start it with --overwrite"
+        )
+    statuses = Counter(found.statuses)
     columns = ["image_id", "image_uri", "status", "detail"]
-    parts = [n for n in fs.list_names(run.path("masks")) if n.endswith(".parquet")]
-    tables = []
-    for part in parts:
-        filesystem, path = fs.open_uri(run.path("masks", part))
-        tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
-    masks = pa.concat_tables(tables)
-    expected = manifest.read(["image_id"])["image_id"].to_numpy()
-    if not np.array_equal(masks["image_id"].to_numpy(), expected):
-        raise StegoError(f"{job.out}/masks does not hold the manifest's rows once each")
-    statuses = Counter(masks["status"].to_pylist())
-    quarantine = quarantine_table(masks, stage="segment").cast(QUARANTINE_SCHEMA)
+    failed_rows = [quarantine_table(t, stage="segment") for t in mask_columns(job.out, columns)]
+    quarantine = pa.concat_tables(failed_rows).cast(QUARANTINE_SCHEMA)
     fs.write_bytes(run.path("quarantine.parquet"), to_parquet(quarantine, {}))
-    digest = hashlib.sha256(expected.tobytes()).hexdigest()
-    run.write_json(
-        SUCCESS, {"rows": len(expected), "statuses": dict(statuses), "ids_sha256": digest}
-    )
+    run.write_json(SUCCESS, found.record())
     ok = statuses[ImageProblem.OK]
-    run.count(total=len(expected), done=len(expected), **statuses)
-    failed = len(expected) - ok
-    if failed > job.max_failed * len(expected) or not ok:
+    run.count(total=found.rows, done=found.rows, **statuses)
+    failed = found.rows - ok
+    if failed > job.max_failed * found.rows or not ok:
         raise TooManyFailures(
-            f"{failed} of {len(expected)} images can't be used; {job.out}/quarantine.parquet "
+            f"{failed} of {found.rows} images can't be used; {job.out}/quarantine.parquet "
             "says why (--max-failed sets the share that is allowed)"
         )
     logger.info("%d images segmented, %d quarantined: %s/masks", ok, failed, job.out)
@@ -230,7 +222,7 @@ def _record(job: SegmentJob, folder: str, *, data: str) -> dict[str, Any]:
         "model": model.hexdigest(),
         "data": data,
         "predict": asdict(job.predict),
-        "limits": asdict(job.limits),
+        "limits": job.limits.record(),
         "crf": job.crf,
         "flip": job.flip,
         "mask_size": job.mask_size,

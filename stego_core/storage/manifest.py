@@ -52,14 +52,11 @@ class Manifest:
 
     def read_unit(self, unit: int) -> pa.Table:
         """Return the rows of one work unit."""
-        filesystem, path = fs.open_uri(self.uri)
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            return file.read_row_group(unit)
+        return fs.read_row_group(self.uri, unit)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows, in manifest order."""
-        filesystem, path = fs.open_uri(self.uri)
-        return pq.read_table(path, filesystem=filesystem, columns=columns)
+        return fs.read_table(self.uri, columns)
 
 
 def image_id(path: str) -> int:
@@ -165,15 +162,14 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         SchemaError: if the file is not a manifest.
     """
-    filesystem, path = fs.open_uri(uri)
     problem = f"{uri} is not a manifest; delete it and start the job again"
     try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            metadata = file.schema_arrow.metadata or {}
-            names = file.schema_arrow.names
-            rows, groups = file.metadata.num_rows, file.metadata.num_row_groups
+        footer = fs.read_footer(uri)
+        schema = footer.schema.to_arrow_schema()
     except pa.ArrowInvalid as error:
         raise SchemaError(problem) from error
+    metadata, names = schema.metadata or {}, schema.names
+    rows, groups = footer.num_rows, footer.num_row_groups
     if b"stego.digest" not in metadata or names != SCHEMA.names:
         raise SchemaError(problem)
     return Manifest(uri, rows, groups, metadata[b"stego.digest"].decode())
