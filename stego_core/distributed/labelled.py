@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ class StoreWorker:
 
 
 def store_labelled(
-    job: TuneJob, trial: TrainJob, source: tuple[Dataset, list[fs.ListedFile]]
+    job: TuneJob, trial: TrainJob, source: tuple[Dataset, Sequence[fs.ListedFile]]
 ) -> LabelledStore:
     """Store what trials with this backbone are scored on; reuse what is there.
 

@@ -27,6 +27,7 @@ from stego_core import errors
 from stego_core.distributed.cluster import ActorPlan
 from stego_core.distributed.deaths import start_ledger
 from stego_core.errors import ClusterError, StegoError
+from stego_core.storage.retry import LASTING_ERRNO
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,9 @@ def _attempt(unit: int, compute: Callable[[], pa.Table]) -> pa.Table:
         record = {
             "class": type(error).__name__,
             "text": str(error),
+            "os": [error.errno, error.strerror, error.filename]
+            if isinstance(error, OSError)
+            else None,
             "traceback": traceback.format_exc(),
         }
         return pack(unit, pa.table({_FAILURE: [json.dumps(record)]}))
@@ -106,6 +110,8 @@ def _raise_if_failed(table: pa.Table) -> None:
     kind = getattr(errors, record["class"], None)
     if isinstance(kind, type) and issubclass(kind, StegoError):
         raise kind(record["text"])
+    if record["os"] and record["os"][0] in LASTING_ERRNO:
+        raise OSError(*record["os"])  # a full disk: nothing that another attempt would change
     raise _UnitError(f"{record['class']}: {' '.join(record['text'].split())}")
 
 

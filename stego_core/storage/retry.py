@@ -24,8 +24,19 @@ _LASTING_CLASSES: Final = (
     IsADirectoryError,
     NotADirectoryError,
 )
-_LASTING_ERRNO: Final = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG}
+LASTING_ERRNO: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    }
 )
 # What stores say that no repetition changes; pyarrow has no class of its own for them.
 DENIED: Final = (
@@ -50,7 +61,7 @@ def is_passing(error: OSError) -> bool:
     """
     return not (
         isinstance(error, _LASTING_CLASSES)
-        or error.errno in _LASTING_ERRNO
+        or error.errno in LASTING_ERRNO
         or any(word in str(error) for word in _LASTING_TEXT)
     )
 

@@ -13,6 +13,9 @@ from fault_proxy import FAULTS, FaultProxy
 from ray_cluster import SEGMENT, Cluster
 from s3_store import BUCKET, Store, needs_server
 
+from stego_core.errors import CheckpointError
+from stego_core.storage.lease import hold
+
 pytestmark = [pytest.mark.ray, pytest.mark.s3, needs_server]
 
 
@@ -93,3 +96,22 @@ def test_a_store_that_never_answers_again_is_one_line_and_not_a_traceback(
         job = behind(proxy, s3_cluster).run(*command(model, "gone"), check=3)
     (line,) = [line for line in job.stderr.splitlines() if line.strip()]
     assert f"s3://{BUCKET}/data/imgs/train can't be listed" in line
+
+
+def test_the_lease_of_a_bucket_lets_one_job_in(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (store.where | store.credentials).items():
+        monkeypatch.setenv(name, value)
+    uri, key = f"s3://{BUCKET}/leased", "leased/_owner.json"
+    with hold(uri, beat_s=0.2) as lease:
+        with pytest.raises(CheckpointError, match="another job"), hold(uri, beat_s=0.2):
+            pass
+        lease.check()
+    assert not store.keys(key)
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=b'{"host": "dead", "pid": 1}')
+    with hold(uri, beat_s=0.2) as lease:
+        store.client.put_object(Bucket=BUCKET, Key=key, Body=b'{"host": "quicker"}')
+        while not lease.is_lost:
+            time.sleep(0.1)
+    assert store.read(key) == b'{"host": "quicker"}'
