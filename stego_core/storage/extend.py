@@ -5,18 +5,22 @@ Images that are gone keep their rows and are reported. A changed image loses its
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stego_core.storage import fs
+from stego_core.storage.manifest import (
+    Manifest,
+    equal_units,
+    manifest_bytes,
+    read_manifest,
+)
 
-SHARDS, DIGEST = b"stego.shards", b"stego.digest"
+SHARDS = b"stego.shards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def read_shards(manifest_uri: str, *, per_shard: int) -> list[Shard]:
         per_shard: units of one shard, where the manifest does not say it itself.
     """
     footer = fs.read_footer(manifest_uri)
-    sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    sizes = read_manifest(manifest_uri).sizes()
     told = (footer.metadata or {}).get(SHARDS)
     counts = [(n, per_shard) for n in range(-(-len(sizes) // per_shard))]
     if told is not None:
@@ -122,7 +126,8 @@ def extended(
         unit_images: images of a new unit.
         per_shard: units of a new shard.
     """
-    groups: list[pa.Table] = []
+    kept_rows: list[pa.Table] = []
+    runs: list[tuple[int, int]] = []
     told: list[list[int]] = []
     is_kept = np.isin(manifest["image_id"].to_numpy(), changes.changed, invert=True)
     start = 0
@@ -131,17 +136,14 @@ def extended(
         kept = manifest.slice(start, rows).filter(pa.array(is_kept[start : start + rows]))
         start += rows
         if kept.num_rows:
-            groups.append(kept)
+            kept_rows.append(kept)
+            runs.append((1, kept.num_rows))
             told.append([shard.part, 1])
-    fresh = changes.fresh
-    new = [fresh.slice(at, unit_images) for at in range(0, fresh.num_rows, unit_images)]
+    new = equal_units(changes.fresh.num_rows, unit_images)
+    num_new = sum(units for units, _ in new)
     part = max((shard.part for shard in shards), default=-1) + 1  # no number is used again
-    for number, at in enumerate(range(0, len(new), per_shard)):
-        told.append([part + number, min(per_shard, len(new) - at)])
-    metadata = {DIGEST: digest.encode(), SHARDS: json.dumps(told).encode()}
-    schema = fresh.schema.with_metadata(metadata)
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        for group in [*groups, *new]:
-            writer.write_table(group.cast(schema), row_group_size=group.num_rows)
-    return buffer.getvalue()
+    for number, at in enumerate(range(0, num_new, per_shard)):
+        told.append([part + number, min(per_shard, num_new - at)])
+    table = pa.concat_tables([t.replace_schema_metadata() for t in (*kept_rows, changes.fresh)])
+    grown = Manifest("", (*runs, *new), digest)
+    return manifest_bytes(grown, table, **{SHARDS.decode(): json.dumps(told)})

@@ -6,9 +6,11 @@ Credentials come only from the environment, a profile or an instance role; never
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -83,13 +85,17 @@ def read_footer(uri: str) -> pq.FileMetaData:
     return _repeated(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
 
 
-def read_row_group(uri: str, group: int) -> pa.Table:
-    """Return one row group of a Parquet file."""
+def read_rows(uri: str, start: int, count: int) -> pa.Table:
+    """Return rows of a Parquet file; only their row groups are read."""
     filesystem, path = open_uri(uri)
 
     def read() -> pa.Table:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            return file.read_row_group(group)
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            ends = list(accumulate(sizes))
+            first, last = bisect_right(ends, start), bisect_left(ends, start + count)
+            offset = start - (ends[first] - sizes[first])
+            return file.read_row_groups(range(first, last + 1)).slice(offset, count)
 
     return _repeated(uri, read)
 

@@ -1,14 +1,17 @@
 """The manifest: the list of inputs that a job is about, written before anything else.
 
-A Parquet file with one row per input image. One row group is one *work unit*: the images that one
+A Parquet file with one row per input image. It is cut into *work units*: the images that one
 process takes at a time, and what is lost when it dies. Because the units are fixed by the manifest,
 every batch has the same images however many workers there are and however often a job is resumed.
+
+A row group holds many units: every reader of a unit reads the description of all row groups first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +26,8 @@ from stego_core.storage import fs
 from stego_core.storage.listing import Listing
 
 _NUM_IDS = 2**63
+_DIGEST, _UNITS = "stego.digest", "stego.units"
+_GROUP_ROWS = 4096
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .heic .heif .avif .jp2 .ppm .pgm".split()
 )
@@ -43,19 +48,36 @@ class Manifest:
 
     Attributes:
         uri: of the Parquet file.
-        num_images: rows.
-        num_units: row groups.
+        runs: how many units in a row have how many images each.
         digest: of ids, sizes and etags: the fingerprint of the data.
     """
 
     uri: str
-    num_images: int
-    num_units: int
+    runs: tuple[tuple[int, int], ...]
     digest: str
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of rows."""
+        return sum(units * images for units, images in self.runs)
+
+    @property
+    def num_units(self) -> int:
+        """Return the number of work units."""
+        return sum(units for units, _ in self.runs)
+
+    def sizes(self) -> list[int]:
+        """Return the number of images of every unit."""
+        return [images for units, images in self.runs for _ in range(units)]
 
     def read_unit(self, unit: int) -> pa.Table:
         """Return the rows of one work unit."""
-        return fs.read_row_group(self.uri, unit)
+        start, left = 0, unit
+        for units, images in self.runs:
+            if left < units:
+                return fs.read_rows(self.uri, start + left * images, images)
+            start, left = start + units * images, left - units
+        raise IndexError(unit)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows, in manifest order."""
@@ -146,12 +168,34 @@ def write_manifest(uri: str, files: Sequence[fs.ListedFile], *, unit_images: int
         files: as `list_images` returns them.
         unit_images: images of one work unit.
     """
-    digest = digest_files(files)
-    table = manifest_table(files).replace_schema_metadata({"stego.digest": digest})
+    manifest = Manifest(uri, equal_units(len(files), unit_images), digest_files(files))
+    fs.write_bytes(uri, manifest_bytes(manifest, manifest_table(files)))
+    return manifest
+
+
+def equal_units(num_images: int, unit_images: int) -> tuple[tuple[int, int], ...]:
+    """Return the runs of units that so many images make.
+
+    >>> equal_units(7, 3)
+    ((2, 3), (1, 1))
+    """
+    whole, rest = divmod(num_images, unit_images)
+    return tuple((units, size) for units, size in ((whole, unit_images), (1, rest)) if units * size)
+
+
+def manifest_bytes(manifest: Manifest, rows: pa.Table, **metadata: str) -> bytes:
+    """Return a manifest's file.
+
+    Args:
+        manifest: what it says of itself.
+        rows: all of them, with the columns of `SCHEMA`.
+        metadata: more of it, by key.
+    """
+    told = {_DIGEST: manifest.digest, _UNITS: json.dumps(manifest.runs), **metadata}
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=unit_images, compression="zstd")
-    fs.write_bytes(uri, buffer.getvalue())
-    return Manifest(uri, len(files), -(-len(files) // unit_images), digest)
+    rows = rows.replace_schema_metadata(told)
+    pq.write_table(rows, buffer, row_group_size=_GROUP_ROWS, compression="zstd")
+    return buffer.getvalue()
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -166,8 +210,8 @@ def read_manifest(uri: str) -> Manifest:
         schema = footer.schema.to_arrow_schema()
     except pa.ArrowInvalid as error:
         raise SchemaError(problem) from error
-    metadata, names = schema.metadata or {}, schema.names
-    rows, groups = footer.num_rows, footer.num_row_groups
-    if b"stego.digest" not in metadata or names != SCHEMA.names:
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    if _DIGEST not in metadata or _UNITS not in metadata or schema.names != SCHEMA.names:
         raise SchemaError(problem)
-    return Manifest(uri, rows, groups, metadata[b"stego.digest"].decode())
+    runs = tuple((int(units), int(images)) for units, images in json.loads(metadata[_UNITS]))
+    return Manifest(uri, runs, metadata[_DIGEST])
