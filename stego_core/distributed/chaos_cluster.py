@@ -168,7 +168,10 @@ def kill_here(kind: str, seed: int) -> bool:
 
 
 class GivenCluster:
-    """The cluster of the environment; its nodes must be replaced by whoever runs it."""
+    """The cluster of the environment; its nodes must be replaced by whoever runs it.
+
+    Victims are picked among all that runs there, other jobs of this package included.
+    """
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a driver on this cluster."""
@@ -179,7 +182,9 @@ class GivenCluster:
         with connect():
             nodes = [node for node in ray.nodes() if node["Alive"]]
             if kind == "node":
+                own = ray.get_runtime_context().get_node_id()
                 nodes = [n for n in nodes if "node:__internal_head__" not in n["Resources"]]
+                nodes = [n for n in nodes if n["NodeID"] != own]
             rng.shuffle(nodes)
             return kind != "head" and any(self._kill_on(node, kind, rng) for node in nodes)
 

@@ -79,11 +79,8 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     files = list_images(source, limit=job.limit)
     record = _record(job, folder, source=source)
     with hold(job.out) as lease:
-        is_same = run.claim(record, overwrite=job.overwrite)
+        is_same = run.claim(record, overwrite=job.overwrite, clear=lambda: _clear(run))
         manifest_uri = run.path("manifest.parquet")
-        if not is_same:
-            for name in ("masks", "_units", "manifest.parquet", NEXT, SUCCESS):
-                fs.delete(run.path(name))
         is_complete = is_same and run.read_json(SUCCESS)
         if is_complete and read_manifest(manifest_uri).digest == digest_files(files):
             logger.info("%s is complete: nothing to do", job.out)
@@ -100,6 +97,12 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
             extend(run, files, predict=job.predict)
             _complete(job, run, folder, metadata, lease)
         _close(job, run)
+
+
+def _clear(run: RunDirectory) -> None:
+    """Delete all results; what is left after any of these is an unfinished output."""
+    for name in (SUCCESS, NEXT, "masks", "_units", "manifest.parquet"):
+        fs.delete(run.path(name))
 
 
 def _complete(
