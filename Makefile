@@ -10,7 +10,7 @@ quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types layers check bench clean
+.PHONY: help setup demo test lint types layers check bench chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -52,6 +52,9 @@ check: lint types layers test ## all that CI runs
 
 bench: demo ## throughput beside the bare backbone; writes benchmarks/results
 	$(BIN)/python benchmarks/segment_throughput.py
+
+chaos: $(SETUP) ## kill drivers, workers, nodes and heads of a local cluster; count rows lost
+	$(BIN)/python jobs/chaos.py
 
 clean: ## delete .venv and runs/
 	rm -rf $(VENV) runs

@@ -85,3 +85,4 @@ class ImageProblem(StrEnum):
     READ_FAILED = "read_failed"
     VANISHED = "vanished"
     CRASHED = "crashed"
+    TIMED_OUT = "timed_out"

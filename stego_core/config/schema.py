@@ -6,12 +6,13 @@ module imports nothing heavy; `stego_core.config.load` reads, checks and writes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
 from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Space, Strict
+from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 from stego_core.config.tune import TuneConfig
@@ -29,6 +30,12 @@ class ImageLimits(Strict):
     """Longest side, in pixels."""
     min_side: Positive = 8
     """Shortest side, in pixels."""
+    max_seconds: PositiveFloat = 120.0
+    """Longest time that decoding one image may take."""
+
+    def record(self) -> dict[str, int]:
+        """Return what determines which images are used: not the time, which the machine decides."""
+        return {name: value for name, value in asdict(self).items() if name != "max_seconds"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,4 +274,27 @@ class ImportJob(_Job):
     """The run directory; the model goes to `model/` in it, backbone included."""
 
 
-Job = MineJob | TrainJob | TuneJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChaosJob(_Job):
+    """Segment again and again under injected faults; count the rows lost and duplicated."""
+
+    out: str = "runs/chaos"
+    """Local folder of the rounds' outputs and of `chaos.json`."""
+    input: str | None = None
+    """Folder or URI of images; without it, small pictures are drawn."""
+    model: str | None = None
+    """Trained model; without it, a small one of random weights."""
+    images: Positive = 400
+    """Pictures that are drawn."""
+    actors: Positive = 2
+    nodes: NonNegative = 3
+    """Worker nodes on this machine; 0 takes the cluster of the environment, head spared."""
+    node_cpus: Positive = 2
+    """CPUs that each of these nodes says it has."""
+    predict: PredictConfig = field(
+        default_factory=lambda: PredictConfig(resolution=96, unit_images=4, shard_batches=8)
+    )
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+
+
+Job = MineJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob | ChaosJob

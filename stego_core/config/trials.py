@@ -92,7 +92,7 @@ def mining_key(job: TrainJob) -> str:
         to_dict(job.data),
         to_dict(job.backbone),
         to_dict(job.views),
-        to_dict(job.limits),
+        job.limits.record(),
         to_dict(job.store),
         [job.neighbors.stored, job.neighbors.exclude_own],
         {name: switches[name] for name in names},

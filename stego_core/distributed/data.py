@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from stego_core.config.schema import DataConfig, ImageLimits
@@ -22,7 +23,7 @@ def decoders(limits: ImageLimits) -> Decoders:
     return Decoders(image=decode_image, label=decode_label, limits=limits)
 
 
-def select_images(data: DataConfig, dataset: Dataset) -> list[ListedFile]:
+def select_images(data: DataConfig, dataset: Dataset) -> Sequence[ListedFile]:
     """Return the images that the settings choose, in stable order.
 
     Raises:
@@ -32,7 +33,7 @@ def select_images(data: DataConfig, dataset: Dataset) -> list[ListedFile]:
 
 
 def plan_check(
-    data: DataConfig, dataset: Dataset, files: list[ListedFile], limits: ImageLimits
+    data: DataConfig, dataset: Dataset, files: Sequence[ListedFile], limits: ImageLimits
 ) -> list[str]:
     """Return the counts of a check and what it finds odd, one line each (see `check_data`)."""
     if dataset.labels_uri is None:
@@ -48,7 +49,7 @@ def check_data(
     run: RunDirectory,
     data: DataConfig,
     dataset: Dataset,
-    files: list[ListedFile],
+    files: Sequence[ListedFile],
     limits: ImageLimits,
 ) -> DataCheck:
     """Check a data set, and say what is odd: a warning for each kind, and one event.
@@ -64,7 +65,7 @@ def check_data(
 
 
 def _check(
-    data: DataConfig, dataset: Dataset, files: list[ListedFile], limits: ImageLimits
+    data: DataConfig, dataset: Dataset, files: Sequence[ListedFile], limits: ImageLimits
 ) -> DataCheck:
     is_subset = data.limit is not None or data.fraction < 1
     return check_dataset(dataset, files, decoders(limits), is_subset=is_subset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import isnan
 from typing import Any
@@ -77,7 +78,7 @@ def _labelled(job: EvaluateJob) -> Dataset:
     return dataset
 
 
-def _checked(job: EvaluateJob, run: RunDirectory) -> tuple[Dataset, list[fs.ListedFile]]:
+def _checked(job: EvaluateJob, run: RunDirectory) -> tuple[Dataset, Sequence[fs.ListedFile]]:
     """Return the labelled data set and its images, at least one of which has a label file."""
     dataset = _labelled(job)
     files = select_images(job.data, dataset)

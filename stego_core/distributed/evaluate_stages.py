@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stego_core.config.schema import EvaluateJob, ImageLimits
 from stego_core.datasets.directory import Dataset
-from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_with_retry
+from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_or_reason
 from stego_core.distributed.units import map_threads
 from stego_core.images.decode import ImageFailure, decode_label
 from stego_core.images.geometry import Box, centre_square, resize_labels
@@ -26,11 +26,17 @@ MAX_CLASSES = 255
 
 
 def fetch_labelled(
-    unit: int, *, manifest: Any, prepare: Any, limits: ImageLimits, dataset: Dataset
+    unit: int,
+    *,
+    manifest: Any,
+    prepare: Any,
+    limits: ImageLimits,
+    dataset: Dataset,
+    deaths: int = 0,
 ) -> pa.Table:
     """Return `fetch_unit`'s table and the label file of each image, null where there is none."""
-    table = fetch_unit(unit, manifest=manifest, prepare=prepare, limits=limits)
-    labels = [read_with_retry(dataset.label_uri(path)) for path in table["path"].to_pylist()]
+    table = fetch_unit(unit, manifest=manifest, prepare=prepare, limits=limits, deaths=deaths)
+    labels = [read_or_reason(dataset.label_uri(path)) for path in table["path"].to_pylist()]
     column = [None if isinstance(label, ImageFailure) else label for label in labels]
     return table.append_column("label", pa.array(column, pa.large_binary()))
 

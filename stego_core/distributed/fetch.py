@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from stego_core.config.compat import MineCompat
 from stego_core.config.schema import ImageLimits, ViewConfig
+from stego_core.distributed.isolate import ChildDecoder, Decode, TimeLimit
 from stego_core.errors import ImageProblem
 from stego_core.images.decode import ImageFailure, decode_image
 from stego_core.images.geometry import fit_grid, resize_image
@@ -20,7 +20,6 @@ from stego_core.storage import fs
 from stego_core.storage.manifest import Manifest
 
 _THREADS = 8  # reads wait for the network; decoding releases the interpreter lock
-_RETRY_WAITS_S = (0.2, 1.0, 3.0)
 
 _COLUMNS = [
     ("status", pa.string()),
@@ -33,9 +32,18 @@ _COLUMNS = [
 ]
 
 Prepare = Callable[[np.ndarray, int], np.ndarray]
+Decoder = Callable[[bytes, ImageLimits], np.ndarray | ImageFailure]
 
 
-def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: ImageLimits) -> pa.Table:
+def fetch_unit(
+    unit: int,
+    *,
+    manifest: Manifest,
+    prepare: Prepare,
+    limits: ImageLimits,
+    decoder: Decoder = decode_image,
+    deaths: int = 0,
+) -> pa.Table:
     """Return the manifest rows of a unit with their pixels, ready for the model.
 
     Args:
@@ -43,56 +51,81 @@ def fetch_unit(unit: int, *, manifest: Manifest, prepare: Prepare, limits: Image
         manifest: what to read.
         prepare: decoded image (H, W, 3) and image id → uint8 (..., h, w, 3) for the model.
         limits: of the decoder.
+        decoder: bytes and limits → RGB uint8 (H, W, 3) or a failure.
+        deaths: how often a process died or was ended at this unit; from the first on, each image
+            is decoded in a child process, so that one that kills it is found.
 
     Returns:
         The manifest's columns and `status`, `detail`, `image_height`, `image_width` (after EXIF
         orientation), `pixels` (raw bytes, null unless ok), `pixel_height`, `pixel_width`.
     """
     rows = manifest.read_unit(unit)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        columns = [rows[c].to_pylist() for c in ("image_uri", "image_id", "image_bytes")]
-        fetched = list(pool.map(lambda u, i, s: _fetch_image(u, i, s, prepare, limits), *columns))
+    images = rows.select(["image_uri", "image_id", "image_bytes"]).to_pylist()
+    decode = _Decode(decoder, prepare, limits)
+    if deaths:
+        child = ChildDecoder(decode, limits)
+        try:
+            fetched = [_fetch_image(row, limits, child) for row in images]
+        finally:
+            child.close()
+    else:
+        limit = TimeLimit(limits.max_seconds)
+
+        def in_time(data: bytes, image_id: int) -> dict[str, Any]:
+            with limit.image():
+                return decode(data, image_id)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            fetched = list(pool.map(lambda row: _fetch_image(row, limits, in_time), images))
     for name, kind in _COLUMNS:
         rows = rows.append_column(name, pa.array([f.get(name) for f in fetched], kind))
     return rows
 
 
-def _fetch_image(
-    uri: str, image_id: int, size: int, prepare: Prepare, limits: ImageLimits
-) -> dict[str, Any]:
+def _fetch_image(image: dict[str, Any], limits: ImageLimits, decode: Decode) -> dict[str, Any]:
+    size = image["image_bytes"]
     if size > limits.max_bytes:  # known from the listing: not even read
         detail = f"{size} bytes; the limit is {limits.max_bytes}"
         return {"status": ImageProblem.TOO_MANY_BYTES.value, "detail": detail}
-    data = read_with_retry(uri)
-    image = data if isinstance(data, ImageFailure) else decode_image(data, limits)
-    if isinstance(image, ImageFailure):
-        return {"status": image.problem.value, "detail": image.detail}
-    pixels = prepare(image, image_id)
-    return {
-        "status": ImageProblem.OK.value,
-        "image_height": image.shape[0],
-        "image_width": image.shape[1],
-        "pixels": pixels.tobytes(),
-        "pixel_height": pixels.shape[-3],
-        "pixel_width": pixels.shape[-2],
-    }
+    data = read_or_reason(image["image_uri"])
+    return _failed(data) if isinstance(data, ImageFailure) else decode(data, image["image_id"])
 
 
-def read_with_retry(uri: str) -> bytes | ImageFailure:
-    """Return a file's bytes, or why they can't be read; passing faults are tried again."""
-    for wait_s in (*_RETRY_WAITS_S, None):
-        try:
-            return fs.read_bytes(uri)
-        except FileNotFoundError:
-            return ImageFailure(ImageProblem.VANISHED, "listed, but gone when it was read")
-        except PermissionError:
-            return ImageFailure(ImageProblem.READ_DENIED, "no permission to read it")
-        except OSError as error:
-            if wait_s is None:
-                detail = str(error).splitlines()[0][:200]
-                return ImageFailure(ImageProblem.READ_FAILED, detail)
-            time.sleep(wait_s)
-    raise AssertionError("unreachable")
+def _failed(failure: ImageFailure) -> dict[str, Any]:
+    return {"status": failure.problem.value, "detail": failure.detail}
+
+
+class _Decode:
+    """Bytes and image id → columns; a class because it travels to child processes."""
+
+    def __init__(self, decoder: Decoder, prepare: Prepare, limits: ImageLimits) -> None:
+        self._decoder, self._prepare, self._limits = decoder, prepare, limits
+
+    def __call__(self, data: bytes, image_id: int) -> dict[str, Any]:
+        image = self._decoder(data, self._limits)
+        if isinstance(image, ImageFailure):
+            return _failed(image)
+        pixels = self._prepare(image, image_id)
+        return {
+            "status": ImageProblem.OK.value,
+            "image_height": image.shape[0],
+            "image_width": image.shape[1],
+            "pixels": pixels.tobytes(),
+            "pixel_height": pixels.shape[-3],
+            "pixel_width": pixels.shape[-2],
+        }
+
+
+def read_or_reason(uri: str) -> bytes | ImageFailure:
+    """Return a file's bytes, or why they can't be read after passing faults were tried again."""
+    try:
+        return fs.read_bytes(uri)
+    except FileNotFoundError:
+        return ImageFailure(ImageProblem.VANISHED, "listed, but gone when it was read")
+    except PermissionError:
+        return ImageFailure(ImageProblem.READ_DENIED, "no permission to read it")
+    except OSError as error:
+        return ImageFailure(ImageProblem.READ_FAILED, (str(error).splitlines() or [""])[0][:200])
 
 
 class WholeImage:

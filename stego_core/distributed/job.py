@@ -29,6 +29,7 @@ _NOT_ALLOWED = {
     errno.EDQUOT,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.EFBIG,
 }
 JobT = TypeVar("JobT", bound=Job)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ class StoreWorker:
 
 
 def store_labelled(
-    job: TuneJob, trial: TrainJob, source: tuple[Dataset, list[fs.ListedFile]]
+    job: TuneJob, trial: TrainJob, source: tuple[Dataset, Sequence[fs.ListedFile]]
 ) -> LabelledStore:
     """Store what trials with this backbone are scored on; reuse what is there.
 
@@ -115,7 +116,7 @@ def store_labelled(
     nearest = trial.compat.nearest_images
     key = fingerprint(
         to_dict(trial.backbone),
-        to_dict(trial.limits),
+        trial.limits.record(),
         to_dict(job.predict),
         digest_files(files),
         dataset.labels_uri,

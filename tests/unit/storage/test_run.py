@@ -127,3 +127,19 @@ def test_a_directory_claimed_with_a_secret_is_recognised_again(run):
     record = {"root": f"s3://me:{SECRET.replace('/', '')}@bucket/x"}
     assert run.claim(record) is False
     assert run.claim(record) is True
+
+
+def test_old_results_are_cleared_before_the_new_claim_is_there(run):
+    run.claim({"model": "a"})
+
+    def dies():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.claim({"model": "b"}, overwrite=True, clear=dies)
+    # Whoever comes next still sees whose results these are.
+    assert run.read_json("fingerprint.json") == {"model": "a"}
+    assert run.claim({"model": "a"}, clear=dies)
+    cleared = []
+    assert not run.claim({"model": "b"}, overwrite=True, clear=lambda: cleared.append(1))
+    assert cleared == [1]

@@ -1,0 +1,180 @@
+"""One job at a time writes to an output: how a second one notices the first.
+
+On a local file system the kernel's lock is held, and freed however the process ends. In an object
+store an object says who writes and is renewed now and then; whoever finds it waits whether it
+changes, which needs no clock that two machines share. S3 replaces it only if it is still the one
+that was seen (conditional put); other stores can't, so there two that start within a moment of
+each other may both go on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from uuid import uuid4
+
+from stego_core.errors import CheckpointError, ClusterError
+from stego_core.storage import fs
+from stego_core.storage.uris import split
+
+_NAME: Final = "_owner.json"
+BEAT_S: Final = 10.0
+_SILENT_BEATS: Final = 4  # without a change, after which the owner is taken for dead
+
+
+class Lease:
+    """The right to write to an output, as long as `check` does not raise."""
+
+    is_lost = False
+
+    def check(self) -> None:
+        """Raise ClusterError if another job has taken the output over."""
+        if self.is_lost:
+            raise ClusterError(
+                "another job took this output over while this one could not reach the store: "
+                "let the other one end"
+            )
+
+
+@contextmanager
+def hold(uri: str, *, beat_s: float = BEAT_S) -> Iterator[Lease]:
+    """Hold the lease of an output; nothing is left of it afterwards but a small file.
+
+    Args:
+        uri: the output.
+        beat_s: seconds between signs of life in an object store.
+
+    Raises:
+        CheckpointError: if another job holds it.
+    """
+    if fs.is_local(uri):
+        with _local(uri):
+            yield Lease()
+        return
+    lease = _Remote(fs.join(uri, _NAME), beat_s)
+    lease.acquire()
+    stop = threading.Event()
+    thread = threading.Thread(target=lease.beat, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        thread.join()
+        if not lease.is_lost:
+            fs.delete(lease.uri)
+
+
+def _owner() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": round(time.time())}
+
+
+def _busy(uri: str, owner: dict[str, Any]) -> CheckpointError:
+    who = f"process {owner.get('pid')} on {owner.get('host')}"
+    return CheckpointError(
+        f"{uri}: another job ({who}) writes there: wait for it, end it, or give another --out"
+    )
+
+
+@contextmanager
+def _local(uri: str) -> Iterator[None]:
+    folder = fs.local_path(uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _NAME).open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = {}
+            with suppress(ValueError):
+                owner = json.loads(stream.read())
+            raise _busy(uri, owner) from None
+        except OSError:
+            yield  # a file system without locks
+            return
+        stream.truncate(0)
+        stream.write(json.dumps(_owner()) + "\n")
+        stream.flush()
+        yield
+
+
+class _Remote(Lease):
+    def __init__(self, uri: str, beat_s: float) -> None:
+        self.uri, self._beat_s = uri, beat_s
+        self._record = _owner() | {"id": uuid4().hex, "beat": 0}
+        self._etag: str | None = None
+
+    def acquire(self) -> None:
+        """Take the lease, after a dead owner's too."""
+        found = fs.read_if_exists(self.uri)
+        if found is None:
+            if self._put(None):
+                return
+            found = fs.read_if_exists(self.uri) or b"{}"
+        owner = json.loads(found)
+        for _ in range(_SILENT_BEATS):
+            time.sleep(self._beat_s)
+            latest = fs.read_if_exists(self.uri)
+            if latest is None:
+                break
+            if latest != found:
+                raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
+        if not self._put(found):
+            raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
+
+    def beat(self, stop: threading.Event) -> None:
+        """Renew the lease until `stop`."""
+        while not stop.wait(self._beat_s):
+            before = self._body()
+            self._record["beat"] += 1
+            with suppress(OSError):
+                if not self._put(before):
+                    self.is_lost = True
+                    return
+
+    def _body(self) -> bytes:
+        return json.dumps(self._record).encode()
+
+    def _put(self, replaces: bytes | None) -> bool:
+        """Write the record if the lease still is what it was; tell whether it was."""
+        if split(self.uri)[0] in ("s3", "s3a"):
+            return _put_s3(self.uri, self._body(), replaces)
+        if fs.read_if_exists(self.uri) != replaces:
+            return False
+        fs.write_bytes(self.uri, self._body())
+        return True
+
+
+def _put_s3(uri: str, body: bytes, replaces: bytes | None) -> bool:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = split(uri)[1].partition("/")
+    client = boto3.client("s3")
+    condition = {"IfNoneMatch": "*"}
+    try:
+        if replaces is not None:
+            now = client.get_object(Bucket=bucket, Key=key)
+            if now["Body"].read() not in (replaces, body):  # ours, if only the answer was lost
+                return False
+            condition = {"IfMatch": now["ETag"]}
+        client.put_object(Bucket=bucket, Key=key, Body=body, **condition)
+    except ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status in (404, 409, 412):
+            # Nobody's, or taken in this moment; our own put may have been repeated by the client.
+            return fs.read_if_exists(uri) == body
+        if status == 501:  # a store without conditions
+            fs.write_bytes(uri, body)
+            return True
+        raise OSError(str(error)) from error
+    except BotoCoreError as error:
+        raise OSError(str(error)) from error
+    return True

@@ -1,0 +1,99 @@
+"""Repeating what failed for the moment: throttling, errors of a server, lost connections."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+GIVE_UP_S: Final = 150.0
+"""How long a fault may last: a store that is away for two minutes costs nothing but time."""
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 15.0
+_LASTING_CLASSES: Final = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+LASTING_ERRNO: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    }
+)
+# What stores say that no repetition changes; pyarrow has no class of its own for them.
+DENIED: Final = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "INVALID_SIGNATURE",
+    "INVALID_CLIENT_TOKEN_ID",
+    "UNRECOGNIZED_CLIENT",
+    "MISSING_AUTHENTICATION_TOKEN",
+)
+_LASTING_TEXT: Final = (*DENIED, "NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+
+
+def is_passing(error: OSError) -> bool:
+    """Tell whether the same request may succeed later.
+
+    >>> is_passing(OSError("AWS Error SLOW_DOWN during PutObject operation"))
+    True
+    >>> is_passing(OSError("AWS Error ACCESS_DENIED during HeadObject operation"))
+    False
+    """
+    return not (
+        isinstance(error, _LASTING_CLASSES)
+        or error.errno in LASTING_ERRNO
+        or any(word in str(error) for word in _LASTING_TEXT)
+    )
+
+
+def retried(
+    operation: Callable[[], _Result],
+    *,
+    seconds: float = GIVE_UP_S,
+    sleep: Callable[[float], object] = time.sleep,
+) -> _Result:
+    """Return what the operation returns; repeat it after errors that pass.
+
+    Waits double, up to a quarter of a minute, and are drawn between half of that and all, so that
+    many workers that were refused at once do not come back at once.
+
+    Args:
+        operation: can be repeated without harm.
+        seconds: of waiting after which its error is raised.
+        sleep: waits.
+
+    Raises:
+        OSError: as the operation raised it.
+    """
+    waited_s, longest_s = 0.0, _FIRST_WAIT_S
+    while True:
+        try:
+            return operation()
+        except OSError as error:
+            if waited_s >= seconds or not is_passing(error):
+                raise
+            logger.debug("tried again: %s", error)
+            wait_s = random.uniform(longest_s / 2, longest_s)
+            longest_s = min(2 * longest_s, _LONGEST_WAIT_S)
+            waited_s += wait_s
+            sleep(wait_s)

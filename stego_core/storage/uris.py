@@ -1,0 +1,113 @@
+"""URIs and their filesystems: local paths, `file://`, `s3://`, what pyarrow or fsspec know.
+
+Credentials come only from the environment, a profile or an instance role; never from a URI.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+from stego_core.errors import InputError
+
+_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60
+_SDK_ATTEMPTS = 3  # of a single request; `retried` repeats the whole operation
+_URI = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return scheme (none for a plain path) and the rest."""
+    # Not urlsplit: names of objects may hold '#' and '?', which it would cut off.
+    match = _URI.fullmatch(uri)
+    return (match[1].lower(), match[2]) if match else ("", uri)
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether `uri` is a local path or a `file://` URI."""
+    return split(uri)[0] in ("", "file")
+
+
+def local_path(uri: str) -> Path:
+    """Return the local path of a local URI.
+
+    Raises:
+        InputError: if the URI is not local.
+    """
+    if not is_local(uri):
+        raise InputError(f"{uri} is not a local path")
+    return Path(split(uri)[1]).expanduser()
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI or local path.
+
+    >>> join("s3://bucket/run/", "masks", "part-00000.parquet")
+    's3://bucket/run/masks/part-00000.parquet'
+    """
+    return "/".join([uri.rstrip("/"), *parts]) or "/"
+
+
+@lru_cache(maxsize=32)
+def _s3(bucket: str) -> pafs.FileSystem:
+    # The bucket is part of the key so that buckets of different regions get clients of their own.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {}
+    if endpoint:
+        parts = urlsplit(endpoint)
+        options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        options["region"] = region
+    elif not endpoint:
+        with told(f"s3://{bucket}", "has no region that can be found (AWS_REGION sets it)"):
+            options["region"] = pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        request_timeout=_REQUEST_TIMEOUT_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_SDK_ATTEMPTS),
+        **options,
+    )
+
+
+@contextmanager
+def told(
+    uri: str, problem: str, errors: tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
+    """Make an error of the store, which may be wrong credentials, one that a user can read."""
+    try:
+        yield
+    except errors as error:
+        raise InputError(f"{uri} {problem}: {' '.join(str(error).split())}") from error
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the filesystem of `uri` and the path inside it.
+
+    Raises:
+        InputError: if no filesystem knows the scheme, or an S3 URI names no bucket.
+    """
+    if is_local(uri):
+        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+    scheme, path = split(uri)
+    if scheme in ("s3", "s3a"):
+        bucket = path.partition("/")[0]
+        if not bucket:
+            raise InputError(f"{uri} names no bucket; give s3://bucket/prefix")
+        return _s3(bucket), path
+    try:
+        return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
+    except (ValueError, OSError) as error:
+        import fsspec
+
+        if scheme not in fsspec.available_protocols():
+            raise InputError(f"{uri}: no filesystem knows '{scheme}://'") from error
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

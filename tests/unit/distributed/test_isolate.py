@@ -1,0 +1,93 @@
+"""The child that decodes: what it returns, what becomes of it, and what it may use."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from factories import picture, png_bytes
+
+from stego_core.config.schema import ImageLimits
+from stego_core.distributed.fetch import WholeImage, fetch_unit
+from stego_core.distributed.isolate import ChildDecoder, TimeLimit
+from stego_core.storage.manifest import list_images, write_manifest
+
+
+def answer(data, image_id):
+    """What the children of these tests run."""
+    if data == b"die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if data == b"hang":
+        time.sleep(3600)
+    if data == b"hoard":
+        np.ones(10**9)
+    return {"status": "ok", "detail": f"{image_id} {os.getpid()}", "pixels": data[::-1]}
+
+
+@pytest.fixture
+def child():
+    limits = ImageLimits(max_seconds=0.5, max_pixels=10**6, max_bytes=10**6)
+    decoder = ChildDecoder(answer, limits)
+    yield decoder
+    decoder.close()
+
+
+def test_a_death_and_a_hang_have_a_status_each_and_the_next_picture_is_decoded(child):
+    first = child(b"abc", 2**62)
+    assert first["pixels"] == b"cba"
+    number, pid = first["detail"].split()
+    assert (number, pid) == (str(2**62), child(b"", 1)["detail"].split()[1])
+    assert int(pid) != os.getpid()
+    dead = child(b"die", 3)
+    assert (dead["status"], dead["detail"]) == (
+        "crashed",
+        "the process that decoded it ended: SIGSEGV",
+    )
+    late = child(b"hang", 4)
+    assert (late["status"], late["detail"]) == ("timed_out", "decoding took more than 0.5 s")
+    assert child(b"xy", 5)["pixels"] == b"yx"
+
+
+def test_memory_beyond_the_limits_is_not_to_be_had():
+    # 8 GB are asked for; 24 bytes for each pixel that is allowed are there.
+    child = ChildDecoder(answer, ImageLimits(max_pixels=10**6, max_bytes=10**6))
+    failed = child(b"hoard", 1)
+    assert (failed["status"], failed["detail"].endswith("exit code 1")) == ("crashed", True)
+    child.close()
+
+
+def test_both_ways_to_fetch_give_the_same_table(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png_bytes(picture(seed=number)))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    manifest = write_manifest(str(tmp_path / "m"), list_images(str(tmp_path)), unit_images=8)
+    settings = {
+        "manifest": manifest,
+        "prepare": WholeImage(resolution=32, patch=8),
+        "limits": ImageLimits(),
+    }
+    fast = fetch_unit(0, **settings)
+    assert fetch_unit(0, deaths=1, **settings) == fast
+    assert sorted(fast["status"].to_pylist()) == ["not_an_image", "ok", "ok", "ok"]
+
+
+def test_a_process_that_gets_nowhere_with_a_picture_ends():
+    code = (
+        "import sys, time\nfrom stego_core.distributed.isolate import TimeLimit\n"
+        "limit = TimeLimit(0.3)\nfor _ in range(4):\n    with limit.image():\n        pass\n"
+        "time.sleep(0.6)\nprint('reads may take longer', flush=True)\n"
+        "with limit.image():\n    time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGALRM
+    assert ended.stdout == "reads may take longer\n"
+
+
+def test_the_timer_is_off_when_no_picture_is_decoded():
+    limit = TimeLimit(1000)
+    with limit.image():
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

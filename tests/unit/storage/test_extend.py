@@ -1,0 +1,173 @@
+"""What an input that has grown adds to a manifest, and what becomes of the rows there were."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from factories import write_tree
+
+from stego_core.config.schema import PredictConfig
+from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension
+from stego_core.masks.table import SCHEMA, to_parquet
+from stego_core.masks.verify import SUCCESS, main, verify_output
+from stego_core.storage import fs
+from stego_core.storage.extend import compare, read_shards
+from stego_core.storage.manifest import (
+    digest_files,
+    list_images,
+    manifest_table,
+    read_manifest,
+    write_manifest,
+)
+from stego_core.storage.run import RunDirectory
+
+PREDICT = PredictConfig(unit_images=2, shard_batches=2)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_tree(tmp_path / "in", {f"{n}.png": b"x" * (n + 1) for n in range(7)})
+
+
+@pytest.fixture
+def run(source, tmp_path):
+    """A complete output: two parts of four and three rows."""
+    run = RunDirectory(str(tmp_path / "out"), job="segment")
+    files = list_images(str(source))
+    write_manifest(run.path("manifest.parquet"), files, unit_images=2)
+    do_pending(run)
+    return run
+
+
+def shards(run):
+    uri = run.path("manifest.parquet")
+    return Shards(run.uri, uri, per_shard=PREDICT.shard_batches, metadata={"a": "b"})
+
+
+def do_pending(run):
+    """Write what a job would write for the pending units; return them."""
+    todo, manifest = shards(run), read_manifest(run.path("manifest.parquet"))
+    pending = todo.pending()
+    for unit in pending:
+        rows = [
+            {name: row.get(name) for name in SCHEMA.names} | {"status": "ok"}
+            for row in manifest.read_unit(unit).to_pylist()
+        ]
+        assert len(rows) == todo.num_images(unit)
+        data = to_parquet(pa.Table.from_pylist(rows, SCHEMA), {})
+        fs.write_bytes(run.path("_units", f"unit-{unit:08d}.parquet"), data)
+        todo.unit_done(unit)
+    run.write_json(SUCCESS, verify_output(run.uri).record())
+    return pending
+
+
+def parts(run):
+    names = fs.list_names(run.path("masks"))
+    tables = [pq.read_table(run.path("masks", n), partitioning=None) for n in names]
+    return {
+        n: [u.rpartition("/")[2] for u in t["image_uri"].to_pylist()]
+        for n, t in zip(names, tables, strict=True)
+    }
+
+
+def grow(run, source):
+    extend(run, list_images(str(source)), predict=PREDICT)
+
+
+def test_new_and_changed_images_are_done_and_the_others_stay_where_they_are(run, source):
+    before = fs.read_bytes(run.path("masks", "part-00001.parquet"))
+    (source / "1.png").write_bytes(b"changed")
+    (source / "0a.png").write_bytes(b"new")
+    (source / "5.png").unlink()
+    grow(run, source)
+    assert not fs.exists(run.path(SUCCESS))
+    assert do_pending(run) == [2]
+    assert parts(run) == {
+        "part-00000.parquet": ["0.png", "2.png", "3.png"],
+        "part-00001.parquet": ["4.png", "5.png", "6.png"],
+        "part-00002.parquet": ["0a.png", "1.png"],
+    }
+    assert fs.read_bytes(run.path("masks", "part-00001.parquet")) == before
+    gone = pq.read_table(run.path("gone.parquet"))["path"].to_pylist()
+    assert gone == ["5.png"]
+    found = verify_output(run.uri)
+    assert (found.is_ordered, found.rows, found.expected) == (True, 8, 8)
+    event = next(e for e in events(run) if e["event"] == "segment/changed")
+    assert (event["added"], event["changed"], event["gone"]) == (1, 1, 1)
+
+
+def events(run):
+    return [json.loads(line) for line in fs.read_bytes(run.path("events.jsonl")).splitlines()]
+
+
+def test_growing_again_and_again_never_uses_the_number_of_a_file_twice(run, source):
+    for name in ("4.png", "5.png", "6.png"):
+        (source / name).write_bytes(b"all of the second part")
+    grow(run, source)
+    assert do_pending(run) == [1, 2]
+    assert list(parts(run)) == ["part-00000.parquet", "part-00002.parquet"]
+    for number in range(20, 27):
+        (source / f"{number}.png").write_bytes(b"more")
+    grow(run, source)
+    do_pending(run)
+    assert [len(rows) for rows in parts(run).values()] == [4, 3, 4, 3]
+    assert verify_output(run.uri).is_ordered
+    assert main([run.uri]) == 0
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_an_extension_that_dies_after_any_write_is_carried_out_by_the_next_start(
+    writes, run, source, monkeypatch
+):
+    (source / "1.png").write_bytes(b"changed")
+    (source / "6.png").write_bytes(b"changed too")
+    (source / "7.png").write_bytes(b"new")
+    write, left = fs.write_bytes, [writes]
+
+    def dies(uri, data):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(uri, data)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(fs, "write_bytes", dies)
+        grow(run, source)
+    finish_extension(run)
+    files = list_images(str(source))
+    if read_manifest(run.path("manifest.parquet")).digest != digest_files(files):
+        grow(run, source)
+    do_pending(run)
+    assert verify_output(run.uri).is_ordered
+    assert {name for rows in parts(run).values() for name in rows} == {f"{n}.png" for n in range(8)}
+    assert not fs.exists(run.path(NEXT))
+
+
+def test_nothing_has_changed_between_a_manifest_and_its_own_listing(source):
+    table = manifest_table(list_images(str(source)))
+    assert compare(table, table).counts() == {"added": 0, "changed": 0, "gone": 0}
+
+
+def test_shards_of_a_plain_manifest_are_cut_by_number(run):
+    found = read_shards(run.path("manifest.parquet"), per_shard=3)
+    assert [(s.part, list(s.units), s.sizes) for s in found] == [
+        (0, [0, 1, 2], (2, 2, 2)),
+        (1, [3], (1,)),
+    ]
+
+
+def test_verifying_counts_what_is_lost_and_what_is_there_twice(run, capsys):
+    assert main([run.uri]) == 0
+    table = pq.read_table(run.path("masks", "part-00000.parquet"))
+    buffer = io.BytesIO()
+    pq.write_table(table.take(np.array([0, 0, 1, 2])), buffer)
+    fs.write_bytes(run.path("masks", "part-00000.parquet"), buffer.getvalue())
+    found = verify_output(run.uri)
+    assert (found.lost, found.duplicated, found.foreign, found.is_ordered) == (1, 1, 0, False)
+    assert main([run.uri]) == 1
+    assert "1 lost, 1 duplicated" in capsys.readouterr().out
+    assert main([run.uri + "x"]) == 2
