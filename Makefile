@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 IMAGES ?= demo
 RUN    ?= runs/demo
 CONFIG ?= configs/demo.toml
+INPUTS ?= 1000000
 # One word of the shell, whatever spaces and quotes are in it.
 quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types layers check bench clean
+.PHONY: help setup doctor demo test lint types layers check bench fuzz audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -22,6 +23,9 @@ $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+doctor: $(SETUP) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too
+	$(BIN)/python jobs/doctor.py $(FLAGS)
 
 demo: $(SETUP) ## train on pictures and look at the masks; IMAGES=<folder or URI> takes your own
 	@echo "1/3 train: mine neighbours, distil a head, fit the clusters"
@@ -52,6 +56,13 @@ check: lint types layers test ## all that CI runs
 
 bench: demo ## throughput beside the bare backbone; writes benchmarks/results
 	$(BIN)/python benchmarks/segment_throughput.py
+
+fuzz: $(SETUP) ## a million broken images for the decoder; SEEDS=<folder> adds real ones
+	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS) $(if $(SEEDS),--seeds $(call quoted,$(SEEDS)))
+
+audit: $(SETUP) ## known vulnerabilities of what is installed; asks a service on the internet
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'
+	$(BIN)/pip-audit --skip-editable
 
 clean: ## delete .venv and runs/
 	rm -rf $(VENV) runs

