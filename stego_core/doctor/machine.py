@@ -129,7 +129,7 @@ def check_memory(available: int | None) -> Iterator[Finding]:
         yield Finding("memory", State.SKIP, "this system does not say how much is left")
         return
     found = f"{available / GIB:.1f} GiB available"
-    advice = "end other programs, or lower --limits.max-pixels (28 bytes a pixel, 8 at a time)"
+    advice = "end other programs, or lower --limits.max-pixels (20 bytes a pixel, 8 at a time)"
     if available < MIN_MEMORY:
         yield Finding("memory", State.FAIL, found, advice, ClusterError.exit_code)
     else:
