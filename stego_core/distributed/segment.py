@@ -35,6 +35,7 @@ from stego_core.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from stego_core.storage.parquet import plain_table, refuse_extensions
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ class _Shards:
             if not self._done.issuperset(units):
                 return
             data = [fs.read_bytes(unit_uri(self._out, unit)) for unit in units]
-            table = pa.concat_tables([pq.read_table(pa.BufferReader(d)) for d in data])
+            table = pa.concat_tables([plain_table(d) for d in data])
             part = fs.join(self._out, "masks", f"part-{shard:05d}.parquet")
             fs.write_bytes(part, to_parquet(table, self._metadata))
             self._merged.add(shard)
@@ -199,6 +200,7 @@ def _close(job: SegmentJob, run: RunDirectory, manifest: Manifest) -> None:
     tables = []
     for part in parts:
         filesystem, path = fs.open_uri(run.path("masks", part))
+        refuse_extensions(path, filesystem, name=run.path("masks", part))
         tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
     masks = pa.concat_tables(tables)
     expected = manifest.read(["image_id"])["image_id"].to_numpy()

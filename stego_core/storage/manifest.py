@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from stego_core.errors import InputError, SchemaError
 from stego_core.storage import fs
+from stego_core.storage.parquet import refuse_extensions
 
 _NUM_IDS = 2**63
 IMAGE_SUFFIXES = frozenset(
@@ -168,6 +169,7 @@ def read_manifest(uri: str) -> Manifest:
     filesystem, path = fs.open_uri(uri)
     problem = f"{uri} is not a manifest; delete it and start the job again"
     try:
+        refuse_extensions(path, filesystem, name=uri)
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             metadata = file.schema_arrow.metadata or {}
             names = file.schema_arrow.names
