@@ -11,17 +11,18 @@ quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup doctor demo test lint types layers check bench fuzz audit clean
+.PHONY: help setup doctor demo test lint types layers check bench fuzz lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(SETUP) ## make .venv with everything that demo, tests and checks need
 
-$(SETUP): pyproject.toml constraints.txt
+$(SETUP): pyproject.toml constraints.txt constraints-all.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c constraints-all.txt -e '.[dev]'
 	touch $@
 
 doctor: $(SETUP) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too
@@ -59,6 +60,9 @@ bench: demo ## throughput beside the bare backbone; writes benchmarks/results
 
 fuzz: $(SETUP) ## a million broken images for the decoder; SEEDS=<folder> adds real ones
 	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS) $(if $(SEEDS),--seeds $(call quoted,$(SEEDS)))
+
+lock: $(SETUP) ## pin what the packages of constraints.txt need in turn, as installed
+	$(BIN)/python .ci/lock.py
 
 audit: $(SETUP) ## known vulnerabilities of what is installed; asks a service on the internet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'

@@ -255,7 +255,7 @@ def test_packages_are_held_to_the_constraints_and_the_extras_exist(dockerfile):
     build, _ = stages(dockerfile)
     installs = [c.original for c in build if "pip install" in c.original]
     assert installs
-    assert all("-c constraints.txt" in line for line in installs)
+    assert all("-c constraints.txt -c constraints-all.txt" in line for line in installs)
     (stated,) = [c.value[0] for c in build if c.cmd.upper() == "ARG"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = project["optional-dependencies"].keys()
