@@ -5,23 +5,28 @@ BIN    := $(VENV)/bin
 IMAGES ?= demo
 RUN    ?= runs/demo
 CONFIG ?= configs/demo.toml
+INPUTS ?= 1000000
 # One word of the shell, whatever spaces and quotes are in it.
 quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types layers check bench chaos clean
+.PHONY: help setup doctor demo test lint types layers check bench chaos fuzz lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(SETUP) ## make .venv with everything that demo, tests and checks need
 
-$(SETUP): pyproject.toml constraints.txt
+$(SETUP): pyproject.toml constraints.txt constraints-all.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c constraints-all.txt -e '.[dev]'
 	touch $@
+
+doctor: $(SETUP) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too
+	$(BIN)/python jobs/doctor.py $(FLAGS)
 
 demo: $(SETUP) ## train on pictures and look at the masks; IMAGES=<folder or URI> takes your own
 	@echo "1/3 train: mine neighbours, distil a head, fit the clusters"
@@ -55,6 +60,16 @@ bench: demo ## throughput beside the bare backbone; writes benchmarks/results
 
 chaos: $(SETUP) ## kill drivers, workers, nodes and heads of a local cluster; count rows lost
 	$(BIN)/python jobs/chaos.py
+
+fuzz: $(SETUP) ## a million broken images for the decoder; SEEDS=<folder> adds real ones
+	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS) $(if $(SEEDS),--seeds $(call quoted,$(SEEDS)))
+
+lock: $(SETUP) ## pin what the packages of constraints.txt need in turn, as installed
+	$(BIN)/python .ci/lock.py
+
+audit: $(SETUP) ## known vulnerabilities of what is installed; asks a service on the internet
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'
+	$(BIN)/pip-audit --skip-editable
 
 clean: ## delete .venv and runs/
 	rm -rf $(VENV) runs

@@ -247,7 +247,7 @@ def _check_job(job: Job) -> list[str]:
 
     if value.get("neighbors.used", 0) > value.get("neighbors.stored", 0):
         clash("neighbors.used", "neighbors.stored", rule="can't use more neighbours than stored")
-    if value.get("train.batch", 0) % value["workers"]:
+    if value.get("train.batch", 0) % value.get("workers", 1):
         clash("train.batch", "workers", rule="the batch must be a multiple of the workers")
     if {*value.get("data.ignore_classes", ())} & {*value.get("data.score_classes", ())}:
         clash("data.ignore_classes", "data.score_classes", rule="a class can't be in both")

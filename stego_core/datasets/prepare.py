@@ -27,6 +27,7 @@ from stego_core.datasets.decoders import Decoders
 from stego_core.datasets.official import Found, Item, Official
 from stego_core.errors import ConfigError, InputError
 from stego_core.storage import fs
+from stego_core.storage.names import below
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class _Writer:
         target = fs.join(self.job.out, "imgs", self.split)
         if self.official.storage == "files":
             place_file(
-                item.image, fs.join(target, _image_name(self.official, item)), link=self.job.link
+                item.image, below(target, _image_name(self.official, item)), link=self.job.link
             )
             return
         data = item.image.read_bytes()
@@ -211,7 +212,7 @@ class _Writer:
 
     def _write(self, target: str, item: Item, pieces: Pieces) -> None:
         for name, pixels in pieces:
-            fs.write_bytes(fs.join(target, f"{item.stem}{name}.png"), _png(pixels))
+            fs.write_bytes(below(target, f"{item.stem}{name}.png"), _png(pixels))
 
 
 def place_file(source: Path, target: str, *, link: bool) -> None:

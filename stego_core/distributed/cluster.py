@@ -97,7 +97,8 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         try:
             with _without_native_notes(enabled=not debug):
                 ray.init(address, **options)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            require_health(address)
             raise ClusterError(f"no Ray at {address}: {error}") from error
         nodes = sum(node["Alive"] for node in ray.nodes())
         logger.info("connected to Ray: %d node(s), %g CPUs", nodes, _total("CPU"))
@@ -136,7 +137,7 @@ def find_cluster() -> str | None:
     wait for minutes for a cluster that was killed.
 
     Raises:
-        ClusterError: if nobody answers at `RAY_ADDRESS`.
+        ClusterError: if nobody answers at `RAY_ADDRESS`, or a Ray here refuses the token.
     """
     named = os.environ.get("RAY_ADDRESS", "")
     if named == "local":
@@ -161,15 +162,35 @@ def _answers(address: str) -> bool:
 
 
 def _is_healthy(address: str) -> bool:
-    """Ask Ray itself, in a process that can be given up: a port may be somebody else's by now."""
+    """Ask Ray itself, in a process that can be given up: a port may be somebody else's by now.
+
+    Raises:
+        ClusterError: if it is a Ray that refuses this machine's token. `ray.init` would try for
+            half a minute, and then only say that it can't connect.
+    """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, an address from Ray's own file
-            command, capture_output=True, timeout=_HEALTH_TIMEOUT_S, check=False
+            command, capture_output=True, text=True, timeout=_HEALTH_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return False
+    if "AuthenticationError" in done.stderr:
+        raise ClusterError(
+            f"Ray at {address} refuses this token: set RAY_AUTH_MODE=token, and put the cluster's "
+            "token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        )
     return done.returncode == 0
+
+
+def require_health(address: str) -> None:
+    """Check that Ray answers at an address, and takes this machine's token.
+
+    Raises:
+        ClusterError: if it does not; says which.
+    """
+    if not _is_healthy(address):
+        raise ClusterError(f"no healthy Ray at {address}: see the head's log, or start it anew")
 
 
 def worker_environment() -> dict[str, Any]:

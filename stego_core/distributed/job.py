@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from stego_core import log
+from stego_core.config.doctor import DoctorJob
 from stego_core.config.load import load_job
 from stego_core.config.schema import EvaluateJob, Job, MineJob
 from stego_core.datasets.demo import DEMO
@@ -67,16 +68,40 @@ def run_job(
     return EXIT_OK
 
 
+def run_without_directory(
+    job_type: type[JobT],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    plan: Callable[[JobT], list[str]],
+    run: Callable[[JobT], None],
+) -> int:
+    """Do as `run_job` for what leaves no run directory: its lines and exit code are all."""
+    debug = False
+    try:
+        job = load_job(job_type, sys.argv[1:] if argv is None else argv, prog=prog)
+        job = _with_absolute_paths(job)
+        debug = job.debug
+        log.setup(debug=debug)
+        if job.dry_run:
+            sys.stdout.write("".join(f"{line}\n" for line in plan(job)))
+        else:
+            run(job)
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, None, prog=prog, debug=debug)
+    return EXIT_OK
+
+
 def _with_absolute_paths(job: JobT) -> JobT:
     """Return the job with local paths made absolute: workers run in folders of their own."""
     changes: dict[str, Any] = {}
-    for name in ("out", "input", "model", "masks", "metrics", "source", "checkpoint"):
+    for name in ("out", "input", "model", "masks", "metrics", "source", "checkpoint", "json"):
         value = getattr(job, name, None)
         if value is not None:
             changes[name] = _absolute(value)
     if isinstance(job, MineJob | EvaluateJob):
         changes["data"] = replace(job.data, root=_absolute(job.data.root))
-    if isinstance(job, MineJob) and job.backbone.weights is not None:
+    if isinstance(job, MineJob | DoctorJob) and job.backbone.weights is not None:
         weights = _absolute(job.backbone.weights)
         changes["backbone"] = replace(job.backbone, weights=weights)
     return replace(job, **changes)

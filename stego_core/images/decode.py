@@ -2,7 +2,7 @@
 
 The checks run in this order and the first that fails is the answer: no bytes, too many bytes,
 format (by signature, so that no other decoder ever sees the data), header, number of pixels,
-longest side, shortest side, pixel mode. Pixels are decoded only after all of them.
+longest side, shortest side, tiles of a TIFF, pixel mode. Pixels are decoded only after all of them.
 
 - One frame: the first of an animated or multi-page file. MPO, which many phones write, is JPEG
   with further frames behind the first, and is read as that JPEG.
@@ -14,7 +14,6 @@ longest side, shortest side, pixel mode. Pixels are decoded only after all of th
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from PIL import (
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
-    TiffImagePlugin,
     WebPImagePlugin,
 )
 
 from stego_core.config.schema import ImageLimits
 from stego_core.errors import ImageProblem
+from stego_core.images.tiff import Source, Tiff, is_short, tile_size
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Class ids, (H, W)."""
@@ -100,31 +99,12 @@ class _RejectedError(Exception):
         super().__init__(self.failure.detail)
 
 
-class _Source(io.BytesIO):
-    """The file, remembering whether more was asked of it than there is."""
-
-    ran_out = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        chunk = super().read(size)
-        if size is not None and size > len(chunk):
-            self.ran_out = True
-        return chunk
-
-
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    def load_prepare(self) -> None:
-        # Pillow allocates here only if nothing is there yet, and then applies its own limit.
-        self.im = Image.new(self.mode, (self.tag_v2[256], self.tag_v2[257]), None).im
-        super().load_prepare()
-
-
 # The plugins are called directly, because `Image.open` applies Pillow's process-wide limit.
-_PLUGINS: Final[dict[str, Callable[[_Source], ImageFile.ImageFile]]] = {
+_PLUGINS: Final[dict[str, Callable[[Source], ImageFile.ImageFile]]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": _Tiff,
+    "TIFF": Tiff,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
 
@@ -220,6 +200,10 @@ def _open(data: bytes, limits: ImageLimits, accepted: tuple[str, ...]) -> ImageF
         raise _RejectedError(ImageProblem.TOO_LONG_SIDE, f"{size}; limit {limits.max_side}")
     if min(width, height) < limits.min_side:
         raise _RejectedError(ImageProblem.TOO_SMALL, f"{size}; at least {limits.min_side}")
+    across, down = tile_size(opened)
+    if across * down > limits.max_pixels:
+        detail = f"tiles of {across} x {down} pixels; limit {limits.max_pixels}"
+        raise _RejectedError(ImageProblem.TOO_MANY_PIXELS, detail)
     return opened
 
 
@@ -234,7 +218,7 @@ def _sniff(data: bytes, accepted: tuple[str, ...]) -> str:
 
 
 def _read_header(data: bytes, image_format: str) -> ImageFile.ImageFile:
-    source = _Source(data)
+    source = Source(data)
     # libwebp doesn't say why it refuses a file, but the file says how long it should be.
     is_short_webp = image_format == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     try:
@@ -250,23 +234,13 @@ def _read_header(data: bytes, image_format: str) -> ImageFile.ImageFile:
 def _load(opened: ImageFile.ImageFile) -> None:
     """Decode the pixels; bytes that are missing are told apart from bytes that are wrong."""
     source = opened.fp
-    has_short_header = isinstance(source, _Source) and source.ran_out
+    has_short_header = isinstance(source, Source) and source.ran_out
     try:
         opened.load()
     except Exception as error:
-        if has_short_header or "truncated" in str(error) or _is_short_tiff(opened, source):
+        if has_short_header or "truncated" in str(error) or is_short(opened, source):
             raise _RejectedError(ImageProblem.TRUNCATED, error) from error
         raise
-
-
-def _is_short_tiff(opened: ImageFile.ImageFile, source: object) -> bool:
-    """Tell whether strips or tiles lie beyond the end of the file (libtiff doesn't say)."""
-    if not (isinstance(opened, _Tiff) and isinstance(source, _Source)):
-        return False
-    tags = opened.tag_v2
-    offsets, sizes = (tags.get(273, tags.get(324, ())), tags.get(279, tags.get(325, ())))
-    ends = (start + size for start, size in zip(offsets, sizes, strict=False))
-    return max(ends, default=0) > len(source.getbuffer())
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -283,7 +257,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _grey_8(image: Image.Image) -> NDArray[np.uint8]:
     """Scale 16-bit (or a TIFF's 12-bit) grey to 8 bit, (H, W), rounded to the nearest."""
     brightest, is_white_zero = 65535, False
-    if isinstance(image, _Tiff):
+    if isinstance(image, Tiff):
         brightest = 2 ** int(image.tag_v2.get(258, (16,))[0]) - 1
         is_white_zero = image.tag_v2.get(262) == 0  # Pillow inverts only 8-bit grey
     grey = (np.asarray(image).astype(np.uint32) * 255 + brightest // 2) // brightest

@@ -43,7 +43,7 @@ def load_tensors(folder_uri: str, name: str) -> tuple[dict[str, Tensor], dict[st
         tensors = safetensors.torch.load(fs.read_bytes(fs.join(folder_uri, f"{name}.safetensors")))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder_uri} holds no {name}.safetensors and .json") from error
-    except (ValueError, safetensors.SafetensorError, OSError) as error:
+    except (ValueError, RecursionError, safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder_uri}: {name} can't be read ({error})") from error
     if not isinstance(card, dict):
         raise CheckpointError(f"{folder_uri}/{name}.json is not a JSON object")

@@ -23,6 +23,7 @@ from stego_core.model.smoothing import smooth_code
 from stego_core.model.weights import RANDOM, ResolvedWeights
 from stego_core.model.whitening import Whitening
 from stego_core.storage import fs
+from stego_core.storage.names import below
 
 CLUSTER, LINEAR, BASELINE = "cluster", "linear", "baseline_kmeans"
 
@@ -53,6 +54,9 @@ class Segmenter(nn.Module):
             self.whitening = Whitening(tensors["whitening.mean"], tensors["whitening.projection"])
         config = HeadConfig(**card["head"])
         self._smooth = config.smooth
+        if config.kind != "none" and len(tensors["head.linear.weight"]) != config.dim:
+            # Looked at before a head is built: its size would be only what a file claims.
+            raise CheckpointError("the head's weights don't fit the settings of the head")
         self.head = Head(self.whitening.width if self.whitening else backbone.width, config)
         prefix = "head."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -71,7 +75,33 @@ class Segmenter(nn.Module):
         self.linear: tuple[Tensor, Tensor] | None = None
         if "linear.weight" in tensors:
             self.linear = (tensors["linear.weight"], tensors["linear.bias"])
+        self._check_shapes()
         self.requires_grad_(False).eval()
+
+    def _check_shapes(self) -> None:
+        """Refuse what would fail at the first image, or count clusters that are not there.
+
+        Raises:
+            CheckpointError: if the shapes of the tensors don't go with each other.
+        """
+        buffers = dict(self.named_buffers(recurse=False))
+        width = self.head.dim
+        wanted = {"clusters": (width,), "baseline": (self.backbone.width, self.head.width)}
+        wrong = [
+            name
+            for name, widths in wanted.items()
+            if name in buffers and tuple(buffers[name].shape[1:]) not in [(k,) for k in widths]
+        ]
+        merge = buffers.get("merge")
+        if merge is not None and merge.shape != buffers["clusters"].shape[:1]:
+            wrong.append("merge")
+        if self.linear is not None:
+            weight, bias = self.linear
+            if weight.shape[:1] != bias.shape or weight.shape[1] != width:
+                wrong.append("linear")
+        if wrong or not self.num_clusters:
+            names = ", ".join(wrong) or "clusters"
+            raise CheckpointError(f"tensors of another shape than the head's: {names}")
 
     def encode(self, pixels_BHWC: Tensor, *, flip: bool = False) -> tuple[Tensor, Tensor]:
         """Return features and code of a batch.
@@ -151,7 +181,26 @@ def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") ->
     folder = find_model(uri)
     tensors, card = load_tensors(folder, "model")
     if card.get("version") != MODEL_VERSION:
-        raise CheckpointError(f"{uri}: model version {card.get('version')} is not known here")
+        raise CheckpointError(f"{uri}: model version {card.get('version')!a:.40} is not known here")
+    try:
+        return _build(uri, folder, tensors, card, precision, device)
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        # Whatever is missing, of another type or of another shape in a file that somebody changed.
+        reason = " ".join(str(error).split())[:200]
+        detail = f"{type(error).__name__}: {reason}"
+        raise CheckpointError(f"{uri}: model.json and its tensors don't fit ({detail})") from error
+
+
+def _build(
+    uri: str,
+    folder: str,
+    tensors: dict[str, Tensor],
+    card: dict[str, Any],
+    precision: str,
+    device: str,
+) -> Segmenter:
     settings = {**card["backbone"], "precision": precision}
     settings["blocks"] = tuple(settings["blocks"])
     settings["weights"] = _weights_uri(settings["weights"], folder)
@@ -162,7 +211,10 @@ def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") ->
             f"{uri} was trained on backbone weights {expected[:12]}, found {found[:12]}: "
             "give the same file with --backbone.weights when training"
         )
-    return Segmenter(backbone, tensors, card).to(device)
+    try:
+        return Segmenter(backbone, tensors, card).to(device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{uri}: {error}") from error
 
 
 def _weights_uri(weights: str | None, folder_uri: str) -> str | None:
@@ -170,4 +222,4 @@ def _weights_uri(weights: str | None, folder_uri: str) -> str | None:
     if weights is None or weights == RANDOM or not fs.is_local(weights):
         return weights
     is_whole = fs.local_path(weights).is_absolute()
-    return weights if is_whole else fs.join(folder_uri, weights)
+    return weights if is_whole else below(folder_uri, weights)

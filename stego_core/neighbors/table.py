@@ -12,6 +12,7 @@ from stego_core.errors import SchemaError
 from stego_core.neighbors.search import NONE
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
+from stego_core.storage.parquet import plain_table
 
 SCHEMA = pa.schema(
     [
@@ -71,9 +72,10 @@ def read_table(folder_uri: str, *, key: str) -> pa.Table:
     for name in fs.list_names(folder_uri):
         if not name.endswith(".parquet"):
             continue
-        table = pq.read_table(pa.BufferReader(fs.read_bytes(fs.join(folder_uri, name))))
+        uri = fs.join(folder_uri, name)
+        table = plain_table(fs.read_bytes(uri), name=uri)
         if (table.schema.metadata or {}).get(b"stego.key") != key.encode():
-            raise SchemaError(f"{fs.join(folder_uri, name)} is stale; run mine_neighbors again")
+            raise SchemaError(f"{uri} is stale; run mine_neighbors again")
         tables.append(table)
     if not tables:
         raise SchemaError(f"{folder_uri} holds no neighbours; run mine_neighbors first")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from stego_core.errors import ImageProblem
 from stego_core.storage import fs
+from stego_core.storage.parquet import plain_table
 
 SCHEMA = pa.schema(
     [
@@ -74,8 +75,8 @@ def read_views(folder_uri: str, num_units: int) -> Views:
     """Return every usable view of a complete store, which may be none."""
     tables = []
     for unit in range(num_units):
-        data = fs.read_bytes(fs.join(folder_uri, f"unit-{unit:08d}.parquet"))
-        tables.append(pq.read_table(pa.BufferReader(data)))
+        uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
+        tables.append(plain_table(fs.read_bytes(uri), name=uri))
     table = pa.concat_tables(tables)
     usable = table.filter(pc.equal(table["status"], ImageProblem.OK))
     failed = table.filter(pc.not_equal(table["status"], ImageProblem.OK))

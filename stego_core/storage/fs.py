@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stego_core.errors import InputError
+from stego_core.storage.parquet import refuse_extensions
 from stego_core.storage.retry import DENIED, retried
 from stego_core.storage.uris import is_local, join, local_path, open_uri, split, told
 
@@ -72,17 +73,29 @@ def _repeated(uri: str, operation: Callable[[], _Result]) -> _Result:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Return a Parquet file, or the named columns of it."""
+    """Return a Parquet file of plain columns, or the named columns of it.
+
+    Raises:
+        SchemaError: if it names an extension type, as for the next two.
+    """
     filesystem, path = open_uri(uri)
-    return _repeated(
-        uri, lambda: pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
-    )
+
+    def read() -> pa.Table:
+        refuse_extensions(path, filesystem, name=uri)
+        return pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
+
+    return _repeated(uri, read)
 
 
 def read_footer(uri: str) -> pq.FileMetaData:
     """Return what the end of a Parquet file says: schema, metadata, rows, row groups."""
     filesystem, path = open_uri(uri)
-    return _repeated(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+
+    def read() -> pq.FileMetaData:
+        refuse_extensions(path, filesystem, name=uri)
+        return pq.read_metadata(path, filesystem=filesystem)
+
+    return _repeated(uri, read)
 
 
 def read_rows(uri: str, start: int, count: int) -> pa.Table:
@@ -90,6 +103,7 @@ def read_rows(uri: str, start: int, count: int) -> pa.Table:
     filesystem, path = open_uri(uri)
 
     def read() -> pa.Table:
+        refuse_extensions(path, filesystem, name=uri)
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             ends = list(accumulate(sizes))

@@ -18,6 +18,7 @@ from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
+from stego_core.storage.parquet import plain_table, refuse_extensions
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.report import ReportFacts, ReportImage, write_report
 
@@ -58,6 +59,7 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
 
 def _cluster_table(part_uri: str) -> list[dict[str, str]]:
     filesystem, path = fs.open_uri(part_uri)
+    refuse_extensions(path, filesystem, name=part_uri)
     metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
     return list(json.loads(metadata[b"stego.clusters"]))
 
@@ -67,6 +69,7 @@ def _images(parts: list[str], job: ReportJob) -> Iterator[ReportImage]:
     total = 0
     for part in parts:
         filesystem, path = fs.open_uri(part)
+        refuse_extensions(path, filesystem, name=part)
         total += pq.read_metadata(path, filesystem=filesystem).num_rows
     every = max(1, -(-total // job.images))
     seen = 0
@@ -148,7 +151,7 @@ def _quarantine(source: RunDirectory) -> list[tuple[str, str, str]]:
     data = fs.read_if_exists(source.path("quarantine.parquet"))
     if data is None:
         return []
-    table = pq.read_table(pa.BufferReader(data))
+    table = plain_table(data, name=source.path("quarantine.parquet"))
     return [(r["image_uri"], r["reason"], r["detail"] or "") for r in table.to_pylist()]
 
 

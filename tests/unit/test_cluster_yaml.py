@@ -108,6 +108,27 @@ def test_every_node_asks_for_the_token_and_has_it(config):
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+def test_no_node_hands_its_role_to_a_plain_request_and_disks_are_encrypted(config):
+    for kind in config["available_node_types"].values():
+        node = kind["node_config"]
+        assert node["MetadataOptions"] == {"HttpTokens": "required"}
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
+
+
+def test_the_node_settings_are_those_that_ec2_knows(config):
+    # botocore carries EC2's own description of a request.
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
+    for kind in config["available_node_types"].values():
+        request = kind["node_config"] | {"MinCount": 1, "MaxCount": 1}
+        report = ParamValidator().validate(request, shape.input_shape)
+        assert not report.has_errors(), report.generate_report()
+    wrong = request | {"MetadataOptions": {"HttpToken": "required"}}
+    assert ParamValidator().validate(wrong, shape.input_shape).has_errors()
+
+
 def test_the_object_store_gets_its_shared_memory(config):
     (option,) = [text for text in config["docker"]["run_options"] if "--shm-size" in text]
     assert int(re.fullmatch(r"--shm-size=(\d+)gb", option).group(1)) >= 4

