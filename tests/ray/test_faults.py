@@ -99,8 +99,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 
 
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    flags = ["--images", "48", "--nodes", "2", "--actors", "1", "--faults.rounds", "1"]
-    flags += ["--faults.per-round", "4", "--faults.mean-s", "2"]
+    flags = ["--images", "24", "--nodes", "2", "--actors", "1", "--faults.rounds", "1"]
+    flags += ["--faults.per-round", "3", "--faults.mean-s", "1.5"]
     flags += ["--faults.kinds", "driver", "actor", "task", "node"]
     out = tmp_path / "chaos"
     job = [sys.executable, str(ROOT / "jobs" / "chaos.py"), "--out", str(out), *flags]
@@ -110,8 +110,8 @@ def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
     record = json.loads((out / "chaos.json").read_text())
     assert record["faults"] > 0
     assert record["rows"] == {
-        "expected": 48,
-        "found": 48,
+        "expected": 24,
+        "found": 24,
         "lost": 0,
         "duplicated": 0,
         "changed": 0,

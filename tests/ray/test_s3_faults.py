@@ -88,6 +88,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert proxy.faults["down"] > 0
 
 
+@pytest.mark.slow
 def test_a_store_that_never_answers_again_is_one_line_and_not_a_traceback(
     store: Store, s3_cluster: Cluster, model: Path
 ) -> None:
