@@ -27,7 +27,8 @@ def test_the_table_replaces_only_what_lies_between_the_markers(
     assert [result["benchmark"] for result in results] == ["crf"]
     document = f"above\n{render.BEGIN}\nold\n{render.END}\nbelow"
     new = render.render(document, results)
-    assert new.startswith("above\n") and new.endswith("\nbelow")
+    assert new.startswith("above\n")
+    assert new.endswith("\nbelow")
     assert "old" not in new
     assert "| fast CRF | pydensecrf | at least 5 times | **6 times** | 4 times to 7 times |" in new
     assert "| s | t | at least 85 % | 80 % | 80 % to 80 % |" in new
