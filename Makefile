@@ -55,8 +55,8 @@ layers: $(SETUP) ## who may import whom
 
 check: lint types layers test ## all that CI runs
 
-bench: demo ## throughput beside the bare backbone; writes benchmarks/results
-	$(BIN)/python benchmarks/segment_throughput.py
+bench: demo ## every benchmark of docs/performance.md; DATA=<labelled data> adds the whole schedule
+	$(BIN)/python -m benchmarks.run_all $(if $(DATA),--data $(call quoted,$(DATA)))
 
 chaos: $(SETUP) ## kill drivers, workers, nodes and heads of a local cluster; count rows lost
 	$(BIN)/python jobs/chaos.py

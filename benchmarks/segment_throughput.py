@@ -1,144 +1,122 @@
-"""Images per second of segment_bucket beside those of the bare backbone, in one run.
+"""Images per second of segment_bucket beside the bare backbone, and of two actors beside one.
 
-Baseline: the same backbone, precision, threads and batches on tensors that were decoded and resized
-beforehand, nothing else; the threads share each batch, or take a batch each as the job does,
-whichever is faster. Both are measured several times in turn on the same images. Two rates of
-the job are given: of its streaming stage (`segment/done` in events.jsonl), whose first unit
-waits for actors to start, and of the whole process, start of Ray included.
-
-    python benchmarks/segment_throughput.py --images FOLDER --model RUN [--repeats 3]
+Bare: the same backbone, precision and cores on tensors that were decoded and resized beforehand,
+nothing else, a batch per thread, in batches of 8 as the job or of 4, whichever is faster. The job's
+rate is given twice: the steady one, the slope of images done over time after the first two work
+units (`segment/done` in events.jsonl), and that of the whole process, from the start of Python to
+its end. Both take turns on the same images.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+import ray
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.common import ROOT, Options, Row, run, seconds
+from benchmarks.segmentation import (
+    CORES,
+    backbone_rate,
+    done_event,
+    gather,
+    prepared_batches,
+    run_segment,
+    segment_job,
+)
+from stego_core.distributed.cluster import ActorPlan, connect
+from stego_core.model.segmenter import load_segmenter
 
-from stego_core.config.schema import ImageLimits, PredictConfig
-from stego_core.distributed.fetch import WholeImage
-from stego_core.images.decode import ImageFailure, decode_image
-from stego_core.model.segmenter import Segmenter, load_segmenter
-from stego_core.storage import fs
-from stego_core.storage.manifest import list_images
+_IMAGES, _ACTOR_IMAGES = 512, 256
+_BATCHES = (8, 4)
 
 
-def prepared_batches(images: str, limit: int, segmenter: Segmenter) -> list[torch.Tensor]:
-    """Return the decoded, resized images in batches of one shape, as the job makes them."""
-    config = PredictConfig()
-    prepare = WholeImage(resolution=config.resolution, patch=segmenter.backbone.patch_size)
-    shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for file in list_images(images, limit=limit):
-        image = decode_image(fs.read_bytes(file.uri), ImageLimits())
-        if not isinstance(image, ImageFailure):
-            pixels = prepare(image)
-            shapes.setdefault(pixels.shape, []).append(pixels)
+def measure(options: Options) -> list[Row]:
+    """Return the rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = gather(options.images, _IMAGES, folder)
+        rows = _beside_bare(options, images, folder)
+        some = gather(options.images, _ACTOR_IMAGES, folder)
+        return [*rows, _two_actors(options, some, folder)]
+
+
+def _beside_bare(options: Options, images: str, folder: str) -> list[Row]:
+    segmenter = load_segmenter(options.model)
+    layouts = [prepared_batches(images, segmenter, size) for size in _BATCHES]
+    backbone_rate(segmenter, layouts[0][:2], CORES)  # warm
+    bare, steady, stage, process = [], [], [], []
+    for repeat in range(options.repeats):
+        half = len(layouts[0]) // 2
+        bare.append(
+            max(
+                backbone_rate(segmenter, layouts[0][:half], CORES),
+                backbone_rate(segmenter, layouts[1][: 2 * half], CORES),
+            )
+        )
+        out = f"{folder}/masks-{repeat}"
+        command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py"), "--input", images]
+        command += ["--model", options.model, "--out", out]
+        took_s = seconds(
+            lambda command=command: subprocess.run(command, check=True, capture_output=True)
+        )
+        event = done_event(out)
+        steady.append(event["steady_images_per_s"])
+        stage.append(event["images_per_s"])
+        process.append(event["images"] / took_s)
+    facts = {
+        "images": _IMAGES,
+        "precision": segmenter.backbone.precision,
+        "bare_images_per_s": [round(rate, 2) for rate in bare],
+        "steady_images_per_s": steady,
+        "with_start_of_actors_images_per_s": stage,
+        "process_images_per_s": [round(rate, 2) for rate in process],
+    }
+
+    def shares(rates: list[float]) -> list[float]:
+        return [rate / one for rate, one in zip(rates, bare, strict=True)]
+
     return [
-        torch.from_numpy(np.stack(group[start : start + config.batch]))
-        for group in shapes.values()
-        for start in range(0, len(group), config.batch)
+        Row(
+            "segment_bucket through Ray, steady rate",
+            "bare backbone loop",
+            0.85,
+            shares(steady),
+            unit="%",
+            facts=facts,
+        ),
+        Row(
+            f"segment_bucket, whole process, {_IMAGES} images",
+            "bare backbone loop",
+            0.85,
+            shares(process),
+            unit="%",
+            facts=facts,
+            note="start of Python, Ray and actor weigh less the more images there are",
+        ),
     ]
 
 
-def backbone_rate(segmenter: Segmenter, batches: list[torch.Tensor], *, at_a_time: int) -> float:
-    """Return images per second of the backbone alone, with `at_a_time` batches at once."""
-    torch.set_num_threads((os.cpu_count() or 1) // at_a_time)
-
-    def compute(batch: torch.Tensor) -> None:
-        with torch.inference_mode():
-            segmenter.backbone(segmenter.backbone.prepare(batch))
-
-    started_s = time.perf_counter()
-    with ThreadPoolExecutor(at_a_time) as pool:
-        list(pool.map(compute, batches))
-    return sum(len(b) for b in batches) / (time.perf_counter() - started_s)
-
-
-def job_rates(images: str, model: str, limit: int, folder: str) -> dict[str, float]:
-    """Return images per second of the job: of its streaming stage, and of the process."""
-    command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py"), "--input", images]
-    command += ["--model", model, "--out", folder, "--limit", str(limit)]
-    started_s = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, timeout=1800)
-    whole_s = time.perf_counter() - started_s
-    events = [json.loads(x) for x in Path(folder, "events.jsonl").read_text().splitlines()]
-    (done,) = [event for event in events if event["event"] == "segment/done"]
-    return {
-        "stage": done["images_per_s"],
-        "process": done["images"] / whole_s,
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Return what a reader has to know of the machine."""
-    model = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def main() -> None:
-    """Measure, print a table and write benchmarks/results/segment_throughput.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", default="runs/demo-images")
-    parser.add_argument("--model", default="runs/demo")
-    parser.add_argument("--limit", type=int, default=99)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    segmenter = load_segmenter(arguments.model)
-    batches = prepared_batches(arguments.images, arguments.limit, segmenter)
-    backbone_rate(segmenter, batches[:2], at_a_time=1)  # warm
-    layouts: list[list[float]] = []
-    jobs: list[dict[str, float]] = []
-    for _ in range(arguments.repeats):
-        rates = [backbone_rate(segmenter, batches, at_a_time=n) for n in (1, os.cpu_count() or 1)]
-        layouts.append(rates)
-        with tempfile.TemporaryDirectory() as folder:
-            jobs.append(job_rates(arguments.images, arguments.model, arguments.limit, folder))
-    bare = [max(rates) for rates in layouts]
-    result = {
-        "images": sum(len(batch) for batch in batches),
-        "resolution": PredictConfig().resolution,
-        "precision": segmenter.backbone.precision,
-        "repeats": arguments.repeats,
-        "images_per_s": {
-            "bare_backbone": statistics.median(bare),
-            "bare_threads_share_batches": statistics.median(rates[0] for rates in layouts),
-            "bare_batch_per_thread": statistics.median(rates[1] for rates in layouts),
-            **{kind: statistics.median(rates[kind] for rates in jobs) for kind in jobs[0]},
-        },
-        "ratio_to_bare": {
-            kind: statistics.median(r[kind] / b for r, b in zip(jobs, bare, strict=True))
-            for kind in jobs[0]
-        },
-        "machine": machine(),
-    }
-    path = ROOT / "benchmarks" / "results" / "segment_throughput.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+def _two_actors(options: Options, images: str, folder: str) -> Row:
+    ratios, rates = [], []
+    with connect():
+        free = ray.cluster_resources()["CPU"] - 1
+        for repeat in range(options.repeats):
+            pair = []
+            for count in (1, 2):
+                plan = ActorPlan(count, num_cpus=free / 2 - 0.01, num_gpus=0, threads=1)
+                job = segment_job(images, options.model, f"{folder}/actors-{repeat}-{count}")
+                pair.append(float(run_segment(job, plan)["steady_images_per_s"]))
+            ratios.append(pair[1] / pair[0])
+            rates.append(pair)
+    return Row(
+        "segment_bucket with two actors of one thread",
+        "with one",
+        1.8,
+        ratios,
+        facts={"images": _ACTOR_IMAGES, "steady_images_per_s": rates},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run("segment_throughput", __doc__, measure)

@@ -83,20 +83,17 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         warnings.filterwarnings("ignore", module="ray")
         warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
-    options: dict[str, Any] = {
-        "runtime_env": worker_environment(),
-        "logging_level": level,
-        "log_to_driver": debug,
-    }
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": debug}
     address = find_cluster()
     if address is None:
-        with _without_native_notes(enabled=not debug):
+        # Its workers inherit this process's environment: no package to zip, no agent to unpack it.
+        with _importable(), _without_native_notes(enabled=not debug):
             ray.init("local", include_dashboard=False, **options)
         logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
     else:
         try:
             with _without_native_notes(enabled=not debug):
-                ray.init(address, **options)
+                ray.init(address, runtime_env=worker_environment(), **options)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             require_health(address)
             raise ClusterError(f"no Ray at {address}: {error}") from error
@@ -106,6 +103,21 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Let processes that are started inside import this package from where it is."""
+    before = os.environ.get("PYTHONPATH")
+    paths = [str(Path(__file__).parents[2]), *([before] if before else [])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager

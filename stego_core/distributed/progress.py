@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import time
 
+import numpy as np
+
 from stego_core.errors import ImageProblem
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 _LINE_EVERY_S = 10.0
 _STATUS_EVERY_S = 2.0
+_WARM_UNITS, _MIN_UNITS = 2, 4  # what the steady rate leaves out, and needs
 
 
 class Progress:
@@ -29,12 +32,14 @@ class Progress:
         self._ok = 0
         self._started_s = time.monotonic()
         self._line_s = self._status_s = self._started_s
+        self._done_at: list[tuple[float, int]] = []  # seconds and images done, at each unit
 
     def add(self, statuses: dict[str, int]) -> None:
         """Count the images of one unit by status."""
         self._done += sum(statuses.values())
         self._ok += statuses.get(ImageProblem.OK, 0)
         now_s = time.monotonic()
+        self._done_at.append((now_s - self._started_s, self._done))
         if now_s - self._status_s > _STATUS_EVERY_S:
             self._status_s = now_s
             self._run.count(total=self._total, done=self._done)
@@ -44,7 +49,11 @@ class Progress:
             self._line(now_s)
 
     def finish(self) -> None:
-        """Record the stage's throughput, the start of its actors included."""
+        """Record the stage's throughput, with the start of its actors and without.
+
+        `steady_images_per_s` is the slope of images done over time, without the first units, which
+        wait for actors to start; null for fewer than six units.
+        """
         new = self._done - self._before
         elapsed_s = time.monotonic() - self._started_s
         self._run.count(total=self._total, done=self._done)
@@ -54,7 +63,15 @@ class Progress:
             new=new,
             elapsed_s=round(elapsed_s, 3),
             images_per_s=round(new / max(elapsed_s, 1e-9), 3),
+            steady_images_per_s=self._steady_rate(),
         )
+
+    def _steady_rate(self) -> float | None:
+        settled = self._done_at[_WARM_UNITS:]
+        if len(settled) < _MIN_UNITS or settled[0][0] == settled[-1][0]:
+            return None
+        times, images = zip(*settled, strict=True)
+        return round(float(np.polyfit(times, images, 1)[0]), 3)
 
     def _line(self, now_s: float) -> None:
         new = self._done - self._before

@@ -17,7 +17,8 @@ from stego_core.datasets.demo import resolve_demo
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.progress import Progress
-from stego_core.distributed.segment_stages import SegmentWorker, finish_unit
+from stego_core.distributed.segment_finish import finish_unit
+from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import ImageProblem, StegoError, TooManyFailures
@@ -154,7 +155,7 @@ def _segment_units(
                 "job": job,
             },
         ),
-        finish=Stage(finish_unit, {"out": job.out, "job": job, "model": folder}),
+        finish=Stage(finish_unit, {"out": job.out, "job": job}),
         actors=actors,
         debug=job.debug,
     )

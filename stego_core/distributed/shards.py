@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stego_core.config.schema import PredictConfig
-from stego_core.distributed.segment_stages import unit_uri
+from stego_core.distributed.segment_finish import unit_uri
 from stego_core.masks.table import to_parquet
 from stego_core.masks.verify import SUCCESS
 from stego_core.storage import fs

@@ -14,11 +14,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
@@ -39,7 +39,8 @@ _ATTEMPTS = 5
 _UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _FAILURE = "failure"  # the column of a table that stands for an error
 _NO_PROGRESS_S = 900.0  # longer than any unit, and than a store that is away
-_IN_FLIGHT = 3  # units per actor: one in work, one ready, one on its way
+_AT_A_TIME = 2  # units in work in an actor, which share its threads (see `map_threads`)
+_IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,18 @@ def map_threads(
 
     torch's own threads cut a sum in other places when their number changes. Here a batch is always
     computed by a single thread, so results have the same bytes however many threads an actor has.
+    Calls at the same time share the threads: the next unit's items fill those that the last items
+    of a unit leave idle.
     """
+    return list(_pool(threads).map(function, items))
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    import torch  # only actors compute: the tasks that read and write do without its memory
+
     torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def pack(unit: int, table: pa.Table) -> pa.Table:
@@ -230,7 +239,10 @@ def _stream(
         _Worker,
         fn_constructor_kwargs={"factory": work.function, "kwargs": work.kwargs},
         compute=ActorPoolStrategy(
-            size=min(actors.count, len(units)), max_tasks_in_flight_per_actor=_IN_FLIGHT
+            size=min(actors.count, len(units)),
+            max_tasks_in_flight_per_actor=_IN_FLIGHT,
+            max_concurrent_calls_per_actor=_AT_A_TIME,
+            enable_true_multi_threading=True,
         ),
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus or None,

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stego_core.inference import upsample
 from stego_core.masks.table import Segmentation
-
-_STRIP_BYTES = 32 * 2**20
 
 
 def interpolation_matrix(size: int, grid: int) -> Tensor:
@@ -20,11 +19,8 @@ def interpolation_matrix(size: int, grid: int) -> Tensor:
     Row p holds the weights of the grid cells for pixel p, as `F.interpolate(mode="bilinear",
     align_corners=False)` has them.
     """
-    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * grid / size - 0.5
-    centres = centres.clamp(0, grid - 1)
-    low = centres.floor().long()
+    low, weight = (torch.from_numpy(part) for part in upsample.interpolation_cells(size, grid))
     high = (low + 1).clamp(max=grid - 1)
-    weight = centres - low
     matrix = torch.zeros(size, grid, dtype=torch.float64)
     rows = torch.arange(size)
     matrix[rows, low] += 1 - weight
@@ -33,30 +29,8 @@ def interpolation_matrix(size: int, grid: int) -> Tensor:
 
 
 def upsampled_argmax(scores_Nhw: Tensor, height: int, width: int) -> np.ndarray:
-    """Return argmax over N of the bilinearly upsampled scores.
-
-    Works in strips of rows, so that an original of many megapixels takes no more memory than a
-    small one.
-
-    Args:
-        scores_Nhw: scores on the token grid.
-        height: of the label map.
-        width: of the label map.
-
-    Returns:
-        (height, width) uint8, or uint16 for more than 255 clusters.
-    """
-    count, grid_h, grid_w = scores_Nhw.shape
-    down = interpolation_matrix(height, grid_h).to(scores_Nhw)
-    across = interpolation_matrix(width, grid_w).to(scores_Nhw).T
-    dtype = np.uint8 if count <= 255 else np.uint16
-    out = np.empty((height, width), dtype)
-    rows = max(1, _STRIP_BYTES // (4 * count * width))
-    wide = scores_Nhw @ across  # (N, h, W): the cheaper axis first
-    for start in range(0, height, rows):
-        strip = torch.einsum("ph,nhw->npw", down[start : start + rows], wide)
-        out[start : start + rows] = strip.argmax(0).cpu().numpy().astype(dtype)
-    return out
+    """Return argmax over N of the bilinearly upsampled scores (see `inference.upsample`)."""
+    return upsample.upsampled_argmax(scores_Nhw.float().cpu().numpy(), height, width)
 
 
 def grid_confidence(

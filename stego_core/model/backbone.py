@@ -6,6 +6,7 @@ Legend: B images, H W pixels, C feature channels, h w grid, N tokens.
 from __future__ import annotations
 
 import argparse
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +144,13 @@ class Backbone(nn.Module):
         attention = last_attention(self._network) if self._plan.use_keys else None
         hook = None
         if attention is not None:
-            hook = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+            thread = threading.get_ident()  # others may be in the same network at the same time
+
+            def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                if threading.get_ident() == thread:
+                    inputs.append(args[0])
+
+            hook = attention.register_forward_pre_hook(keep)
         has_token = self.record.is_transformer and self.record.prefix_tokens > 0
         try:
             found: list[Any] = self._network.forward_intermediates(  # type: ignore[operator]

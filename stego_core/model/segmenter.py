@@ -116,12 +116,14 @@ class Segmenter(nn.Module):
         images = self.backbone.prepare(pixels_BHWC)
         with torch.inference_mode():
             features = self.backbone(images)
-            code = self.head(self._whiten(features))
+            whitened = self._whiten(features)
+            code = self.head(whitened)
             if flip:
                 mirrored = self.backbone(images.flip(3))
                 features = (features + mirrored.flip(3)) / 2
                 code = (code + self.head(self._whiten(mirrored)).flip(3)) / 2
-            code = smooth_code(code, self._whiten(features), temperature=self._smooth)
+                whitened = self._whiten(features)
+            code = smooth_code(code, whitened, temperature=self._smooth)
         return features, code
 
     def _whiten(self, features: Tensor) -> Tensor:

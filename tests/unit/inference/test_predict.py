@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from reference import stego_reference as reference
 
 from stego_core.config.schema import BackboneConfig
-from stego_core.inference import predict
+from stego_core.inference import upsample
 from stego_core.inference.predict import (
     grid_confidence,
     interpolation_matrix,
@@ -67,8 +67,23 @@ def test_the_label_map_is_the_argmax_of_the_upsampled_scores(h, w, height, width
 def test_strips_change_nothing(strip_bytes, monkeypatch):
     scores = drawn(9, 5, 7)
     whole = upsampled_argmax(scores, 41, 57)
-    monkeypatch.setattr(predict, "_STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(upsample, "_STRIP_BYTES", strip_bytes)
     np.testing.assert_array_equal(upsampled_argmax(scores, 41, 57), whole)
+
+
+def test_leaving_out_clusters_that_are_nowhere_largest_changes_nothing(monkeypatch):
+    scores = drawn(40, 6, 9, seed=3)
+    scores[7] = scores[3]  # equals: the first counts
+    scores[11] = scores[3] - 1e-7
+    some = upsampled_argmax(scores, 50, 71)
+    everyone = np.ones(scores.shape, bool)
+    monkeypatch.setattr(upsample, "_contenders", lambda _: everyone)
+    np.testing.assert_array_equal(upsampled_argmax(scores, 50, 71), some)
+
+
+def test_a_cluster_that_is_largest_only_between_tokens_is_found():
+    scores = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[9.0, 9.0]]])
+    assert upsampled_argmax(scores, 2, 10).tolist() == [[0, 0, 0, 2, 2, 2, 2, 1, 1, 1]] * 2
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(255, np.uint8), (256, np.uint16)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +310,15 @@ def test_the_real_dinov2_gives_the_features_that_its_onnx_file_gives():
     # hence the tolerance.
     golden = torch.tensor([1.436, 1.420, 1.439, -3.614, 0.493, -1.963, 0.883, 2.000])
     torch.testing.assert_close(features.mean(dim=(0, 2, 3))[:8], golden, rtol=0, atol=0.3)
+
+
+def test_keys_of_batches_computed_at_the_same_time_are_those_of_each():
+    backbone = load("test_vit", feature="key")
+    batches = [
+        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in range(8)
+    ]
+    alone = [backbone(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, expected in zip(pool.map(backbone, batches), alone, strict=True):
+                assert torch.equal(found, expected)
