@@ -123,6 +123,21 @@ class PredictConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LabelMapConfig(PredictConfig):
+    """How an image becomes a label map, with what costs extra."""
+
+    tile: Positive = 1024
+    """Longest side of what the backbone sees at a time, in pixels; larger images are cut into
+    overlapping tiles and their codes blended."""
+    scales: tuple[PositiveFloat, ...] = (1.0,)
+    """Sizes at which an image is seen, as factors of `resolution`; codes are averaged. Every size
+    costs a pass; those above 1 see no more detail."""
+    crf: Literal["fast", "dense"] = "fast"
+    """What `--crf` runs. `fast`: mean-field inference in torch, needs no extra; `dense`:
+    pydensecrf, which the paper used (needs the extra `crf`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Job(Strict):
     seed: NonNegative = 0
     workers: Positive = 1
@@ -184,14 +199,14 @@ class SegmentJob(_Job):
     actors: Positive = 1
     """Actors that run the model."""
     crf: bool = False
-    """Refine with a dense CRF (needs the extra `crf`; costs about a second per image)."""
+    """Refine with a dense CRF (a fraction of a second of one CPU per image; see `predict.crf`)."""
     flip: bool = False
     """Average the code with that of the mirrored image (doubles the cost)."""
     mask_size: Literal["model", "original"] = "model"
     """Size of the stored label maps."""
     limit: Positive | None = None
     """Segment only the first N images of the stable listing."""
-    predict: PredictConfig = field(default_factory=PredictConfig)
+    predict: LabelMapConfig = field(default_factory=LabelMapConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     overwrite: bool = False
     """Replace an output that other settings made."""
@@ -208,7 +223,7 @@ class EvaluateJob(_Job):
     actors: Positive = 1
     crf: bool = False
     flip: bool = False
-    predict: PredictConfig = field(default_factory=PredictConfig)
+    predict: LabelMapConfig = field(default_factory=LabelMapConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compat: EvaluateCompat = field(default_factory=EvaluateCompat)
 

@@ -16,6 +16,7 @@ from stego_core.distributed.units import map_threads, receipt_table
 from stego_core.errors import ImageProblem
 from stego_core.images.geometry import resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
+from stego_core.inference.encode import encode_code
 from stego_core.inference.predict import grid_confidence, upsampled_argmax
 from stego_core.masks.table import SCHEMA, Segmentation, segmented_row, to_parquet
 from stego_core.model.segmenter import CLUSTER, load_segmenter
@@ -65,7 +66,7 @@ class SegmentWorker:
         def segment(group: tuple[list[int], np.ndarray]) -> None:
             rows, pixels = group
             batch = torch.from_numpy(pixels).to(self._device)
-            _, code = self._segmenter.encode(batch, flip=self._job.flip)
+            code = encode_code(self._segmenter, batch, self._job.predict, flip=self._job.flip)
             products = self._segmenter.products(code, CLUSTER)
             for row, one_products, one_code in zip(rows, products, code, strict=True):
                 results[row] = self._result(table, row, one_products, one_code)
@@ -144,7 +145,7 @@ def _refined(row: dict[str, Any], job: SegmentJob) -> np.ndarray:
         products, code, height=size[0], width=size[1], alpha=job.predict.alpha
     )
     pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*size, 3)
-    labels = refine(pixels, log_probs)
+    labels = refine(pixels, log_probs, job.predict.crf)
     if job.mask_size == "original":
         labels = resize_labels(labels, row["image_height"], row["image_width"])
     return labels
