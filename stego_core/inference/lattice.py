@@ -63,7 +63,7 @@ def _enclosing(features_dP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         The simplex's vertex of remainder 0 as coordinates along d of the d + 1 directions, whole
-        numbers (d, P); the plane's coordinates by falling distance from that vertex, int64 (d + 1, P);
+        numbers (d, P); the plane's coordinates by falling distance from it, int64 (d + 1, P);
         barycentric weights of the d + 1 vertices by remainder, (d + 1, P).
     """
     d, count = features_dP.shape
@@ -185,20 +185,20 @@ def _sorted_pairs(
         order = by_slot[keys[by_slot].argsort(stable=True)]
         return keys[order], slots[order]
     packed = keys.bitwise_left_shift(slot_bits).bitwise_or_(slots)
-    if packed.is_cuda:
-        packed = packed.sort().values
-    else:
+    if packed.device.type == "cpu":
         packed.numpy().sort()
+    else:
+        packed = packed.sort().values
     return packed >> slot_bits, packed.bitwise_and_((1 << slot_bits) - 1)
 
 
 def _search(rising: Tensor, wanted: Tensor) -> Tensor:
-    if rising.is_cuda:
-        return torch.searchsorted(rising, wanted, out_int32=True)
-    return torch.from_numpy(np.searchsorted(rising.numpy(), wanted.numpy())).int()
+    if rising.device.type == "cpu":
+        return torch.from_numpy(np.searchsorted(rising.numpy(), wanted.numpy())).int()
+    return torch.searchsorted(rising, wanted, out_int32=True)
 
 
 def _compress(values: Tensor, keep: Tensor) -> Tensor:
-    if values.is_cuda:
-        return values.masked_select(keep)
-    return torch.from_numpy(np.compress(keep.numpy(), values.numpy()))
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.compress(keep.numpy(), values.numpy()))
+    return values.masked_select(keep)
