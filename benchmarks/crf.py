@@ -97,6 +97,7 @@ def times(unaries: Unaries, repeats: int) -> list[Row]:
             bar=5,
             values=[dense_s / fast_s for dense_s, fast_s in found],
             facts={
+                "clusters": CLUSTERS,
                 "images": len(inputs),
                 "dense_s_per_image": min(dense for dense, _ in found) / len(inputs),
                 "fast_s_per_image": min(fast for _, fast in found) / len(inputs),
