@@ -17,6 +17,8 @@ from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.doctor import DoctorJob
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
+from stego_core.config.predict import LabelMapConfig as LabelMapConfig
+from stego_core.config.predict import PredictConfig as PredictConfig
 from stego_core.config.tune import TuneConfig
 
 
@@ -98,22 +100,6 @@ class StoreConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(Strict):
-    """How an image becomes a label map."""
-
-    resolution: Positive = 320
-    """Square root of the pixels the backbone sees; the aspect ratio is kept, nothing is cut off."""
-    batch: Positive = 8
-    """Images of one shape that share one pass."""
-    alpha: PositiveFloat = 2.0
-    """Sharpness of cluster probabilities, softmax(alpha * cosine) (the method's value)."""
-    shard_batches: Positive = 32
-    """Work units that are merged into one Parquet file."""
-    unit_images: Positive = 32
-    """Images of one work unit: what is lost when a process dies."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Job(Strict):
     seed: NonNegative = 0
     workers: Positive = 1
@@ -175,14 +161,14 @@ class SegmentJob(_Job):
     actors: Positive = 1
     """Actors that run the model."""
     crf: bool = False
-    """Refine with a dense CRF (needs the extra `crf`; costs about a second per image)."""
+    """Refine with a dense CRF (a fraction of a second of one CPU per image; see `predict.crf`)."""
     flip: bool = False
     """Average the code with that of the mirrored image (doubles the cost)."""
     mask_size: Literal["model", "original"] = "model"
     """Size of the stored label maps."""
     limit: Positive | None = None
     """Segment only the first N images of the stable listing."""
-    predict: PredictConfig = field(default_factory=PredictConfig)
+    predict: LabelMapConfig = field(default_factory=LabelMapConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     overwrite: bool = False
     """Replace an output that other settings made."""
@@ -199,7 +185,7 @@ class EvaluateJob(_Job):
     actors: Positive = 1
     crf: bool = False
     flip: bool = False
-    predict: PredictConfig = field(default_factory=PredictConfig)
+    predict: LabelMapConfig = field(default_factory=LabelMapConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compat: EvaluateCompat = field(default_factory=EvaluateCompat)
 
@@ -275,8 +261,8 @@ class ChaosJob(_Job):
     """Worker nodes on this machine; 0 takes the cluster of the environment, head spared."""
     node_cpus: Positive = 2
     """CPUs that each of these nodes says it has."""
-    predict: PredictConfig = field(
-        default_factory=lambda: PredictConfig(resolution=96, unit_images=4, shard_batches=8)
+    predict: LabelMapConfig = field(
+        default_factory=lambda: LabelMapConfig(resolution=96, unit_images=4, shard_batches=8)
     )
     faults: FaultsConfig = field(default_factory=FaultsConfig)
 

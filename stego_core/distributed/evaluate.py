@@ -62,7 +62,7 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
         f"images: {dataset.images_uri}: {len(files)}",
         f"labels: {dataset.labels_uri}",
         *plan_check(job.data, dataset, files, job.limits),
-        f"crf: {'on' if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}",
+        f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}",
     ]
 
 
@@ -97,7 +97,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
         CheckpointError: if there is no model.
     """
     if job.crf:
-        require_crf()
+        require_crf(job.predict.crf)
     folder = find_model(job.model)
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
     dataset, files = _checked(job, run)

@@ -17,6 +17,7 @@ from stego_core.distributed.units import map_threads
 from stego_core.images.decode import ImageFailure, decode_label
 from stego_core.images.geometry import Box, centre_square, resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
+from stego_core.inference.encode import encode_images
 from stego_core.inference.predict import upsampled_argmax
 from stego_core.metrics.confusion import confusion_matrix
 from stego_core.model.segmenter import BASELINE, CLUSTER, LINEAR, Segmenter, load_segmenter
@@ -84,7 +85,9 @@ class EvaluateWorker:
     ) -> tuple[dict[str, np.ndarray], int]:
         """Return the confusion of each head over a batch, and how many images had labels."""
         batch = torch.from_numpy(pixels).to(self._device)
-        features, code = self._segmenter.encode(batch, flip=self._job.flip)
+        features, code = encode_images(
+            self._segmenter, batch, self._job.predict, flip=self._job.flip
+        )
         confusion: dict[str, np.ndarray] = {}
         scored = 0
         for index, row in enumerate(rows):
@@ -119,7 +122,8 @@ class EvaluateWorker:
             alpha=self._job.predict.alpha,
             is_cosine=head != LINEAR,
         )
-        return resize_labels(refine(pixels, log_probs), shape[0], shape[1])
+        refined = refine(pixels, log_probs, self._job.predict.crf)
+        return resize_labels(refined, shape[0], shape[1])
 
     def _count(self, labels: np.ndarray, predicted: np.ndarray, head: str) -> np.ndarray:
         # The linear probe predicts class ids: a square matrix. Clusters have ids of their own.

@@ -57,7 +57,7 @@ def plan_segment(job: SegmentJob) -> list[str]:
         *lines,
         f"input: {source}: {len(files)} images, {sum(f.num_bytes for f in files)} bytes",
         f"work: {units} units in {shards} Parquet file(s), of which {done} are there",
-        f"crf: {'on' if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}, "
+        f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}, "
         f"mask size: {job.mask_size}",
     ]
 
@@ -72,7 +72,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
             there.
     """
     if job.crf:
-        require_crf()
+        require_crf(job.predict.crf)
     folder = find_model(job.model)
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
     source = resolve_demo(job.input, write=True)

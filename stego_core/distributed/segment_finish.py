@@ -75,7 +75,7 @@ def _refined(row: dict[str, Any], job: SegmentJob) -> np.ndarray:
         products, code, height=size[0], width=size[1], alpha=job.predict.alpha
     )
     pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*size, 3)
-    labels = refine(pixels, log_probs)
+    labels = refine(pixels, log_probs, job.predict.crf)
     if job.mask_size == "original":
         labels = resize_labels(labels, row["image_height"], row["image_width"])
     return labels

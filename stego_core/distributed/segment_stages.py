@@ -12,6 +12,7 @@ from torch import Tensor
 from stego_core.config.schema import SegmentJob
 from stego_core.distributed.fetch import pixel_groups
 from stego_core.distributed.units import map_threads
+from stego_core.inference.encode import encode_code
 from stego_core.inference.predict import grid_confidence
 from stego_core.model.segmenter import CLUSTER, load_segmenter
 
@@ -51,7 +52,7 @@ class SegmentWorker:
         def segment(group: tuple[list[int], np.ndarray]) -> None:
             rows, pixels = group
             batch = torch.from_numpy(pixels).to(self._device)
-            _, code = self._segmenter.encode(batch, flip=self._job.flip)
+            code = encode_code(self._segmenter, batch, self._job.predict, flip=self._job.flip)
             products = self._segmenter.products(code, CLUSTER)
             for row, one_products, one_code in zip(rows, products, code, strict=True):
                 results[row] = self._result(one_products, one_code)

@@ -131,6 +131,28 @@ def random_crop_boxes(height: int, width: int, ratio: float, image_id: int) -> l
     return boxes
 
 
+def tile_starts(size: int, side: int, *, overlap: float) -> list[int]:
+    """Place equal tiles along an axis: first and last at the ends, the others evenly between.
+
+    Args:
+        size: Of the axis.
+        side: Of a tile, at most `size`.
+        overlap: Least share of a tile that it has in common with the next, [0, 1).
+
+    Returns:
+        Where each tile starts, rising; as few tiles as possible.
+
+    Examples:
+        >>> tile_starts(10, 4, overlap=0.25)
+        [0, 3, 6]
+        >>> tile_starts(4, 4, overlap=0.25)
+        [0]
+    """
+    step = max(1, math.floor(side * (1 - overlap)))
+    count = 1 + -(-(size - side) // step)
+    return [number * (size - side) // max(1, count - 1) for number in range(count)]
+
+
 def centre_square(box: Box) -> Box:
     """Find the largest square in the middle of a box.
 

@@ -52,7 +52,7 @@ def upsampled_argmax(
     high = (low + 1).clip(max=grid_h - 1)
     near, far = (part.astype(np.float32)[:, None] for part in (1 - weight, weight))
     wide = _widened(scores_Nhw, width)
-    possible_Nh = _contenders(scores_Nhw).any(2)
+    possible_Nh = np.asarray(_contenders(scores_Nhw).any(2))
     rows = max(1, _STRIP_BYTES // (4 * width))
     for start in range(0, height, rows):
         strip = slice(start, start + rows)

@@ -323,7 +323,7 @@ def test_a_crf_without_its_library_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "pydensecrf.py").write_text("raise ImportError")
     without = replace(cluster, env=cluster.env | {"PYTHONPATH": str(tmp_path)})
-    source = ["--input", str(data), "--model", str(model), "--crf"]
+    source = ["--input", str(data), "--model", str(model), "--crf", "--predict.crf", "dense"]
     (line,) = lines(without, tmp_path / "out", "segment_bucket.py", *source)
     assert "stego-ray[crf]" in line
 

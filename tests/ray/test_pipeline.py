@@ -118,7 +118,8 @@ def test_original_size_and_crf_give_masks_of_the_right_size(
 ) -> None:
     common = ["--input", str(data / "imgs" / "val"), "--model", str(model), *SEGMENT]
     cluster.run("segment_bucket.py", *common, "--mask-size", "original", "--out", f"{tmp_path}/a")
-    cluster.run("segment_bucket.py", *common, "--crf", "--limit", "4", "--out", f"{tmp_path}/b")
+    extra = ["--crf", "--predict.tile", "32", "--predict.scales", "0.5", "1", "--limit", "4"]
+    cluster.run("segment_bucket.py", *common, *extra, "--out", f"{tmp_path}/b")
     for row in rows(tmp_path / "a").values():
         assert (row["mask_height"], row["mask_width"]) == (row["image_height"], row["image_width"])
         assert sum(c["pixels"] for c in row["clusters"]) == row["mask_height"] * row["mask_width"]

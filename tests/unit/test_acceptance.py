@@ -288,7 +288,7 @@ def test_item_8_without_pairwise_weights_the_argmax_is_unchanged(monkeypatch):
     monkeypatch.setattr(crf, "BILATERAL_COMPAT", 0)
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.log_softmax(torch.randn(5, 16, 18, generator=generator), 0)
-    found = crf.refine(picture(16, 18), log_probs)
+    found = crf.refine(picture(16, 18), log_probs, "dense")
     np.testing.assert_array_equal(found, log_probs.argmax(0).numpy())
 
 
@@ -300,7 +300,7 @@ def test_item_8_on_a_constant_image_the_pairwise_terms_only_smooth():
     noisy[5, 4], noisy[15, 20] = 1, 0
     probs = np.where(np.arange(2)[:, None, None] == noisy, 0.7, 0.3)
     flat = np.full((24, 24, 3), 90, np.uint8)
-    found = crf.refine(flat, torch.from_numpy(np.log(probs)).float())
+    found = crf.refine(flat, torch.from_numpy(np.log(probs)).float(), "dense")
     changes = lambda m: (m[1:] != m[:-1]).sum() + (m[:, 1:] != m[:, :-1]).sum()  # noqa: E731
     assert changes(found) < changes(noisy)
     assert found[5, 4] == found[5, 3]

@@ -196,6 +196,7 @@ def test_nothing_but_the_error_is_printed_for_wrong_flags(capfd):
             {"backbone": {"feature": "blocks", "blocks": []}},
             "backbone.blocks = []: must name a block when backbone.feature is blocks",
         ),
+        (EvaluateJob, {"predict": {"scales": []}}, "predict.scales = []: must name a size"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(job_type, values, line):

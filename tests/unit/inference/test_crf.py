@@ -42,30 +42,34 @@ def test_without_pairwise_weights_the_argmax_stays(monkeypatch):
     monkeypatch.setattr(crf, "BILATERAL_COMPAT", 0)
     log_probs = torch.log_softmax(3 * drawn(6, 14, 19), 0)
     pixels = np.random.default_rng(0).integers(0, 256, (14, 19, 3), dtype=np.uint8)
-    found = refine(pixels, log_probs)
+    found = refine(pixels, log_probs, "dense")
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, log_probs.argmax(0).numpy())
 
 
-def test_an_isolated_wrong_pixel_of_an_even_image_is_removed():
-    pytest.importorskip("pydensecrf.densecrf")
+@pytest.mark.parametrize("method", ["dense", "fast"])
+def test_an_isolated_wrong_pixel_of_an_even_image_is_removed(method):
+    if method == "dense":
+        pytest.importorskip("pydensecrf.densecrf")
     scores = torch.zeros(3, 15, 15)
     scores[1] = 1
     scores[1, 7, 7], scores[2, 7, 7] = 0, 1
     log_probs = torch.log_softmax(2 * scores, 0)
     assert log_probs[:, 7, 7].argmax() == 2
-    found = refine(np.full((15, 15, 3), 90, np.uint8), log_probs)
+    found = refine(np.full((15, 15, 3), 90, np.uint8), log_probs, method)
     assert (found == 1).all()
 
 
-def test_an_edge_of_the_image_keeps_two_clusters_apart():
-    pytest.importorskip("pydensecrf.densecrf")
+@pytest.mark.parametrize("method", ["dense", "fast"])
+def test_an_edge_of_the_image_keeps_two_clusters_apart(method):
+    if method == "dense":
+        pytest.importorskip("pydensecrf.densecrf")
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, 8:] = 255
     scores = torch.zeros(2, 16, 16)
     scores[0, :, :8] = scores[1, :, 8:] = 1
     scores[:, :, 7] = torch.tensor([0.0, 1.0])[:, None]  # one column on the wrong side
-    found = refine(pixels, torch.log_softmax(2 * scores, 0))
+    found = refine(pixels, torch.log_softmax(2 * scores, 0), method)
     assert (found[:, :8] == 0).all()
     assert (found[:, 8:] == 1).all()
 
@@ -73,11 +77,14 @@ def test_an_edge_of_the_image_keeps_two_clusters_apart():
 def test_the_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     with pytest.raises(ConfigError, match=r"pip install 'stego-ray\[crf\]'"):
-        require_crf()
+        require_crf("dense")
+    require_crf("fast")  # which needs none
 
 
 def test_an_image_that_can_not_be_written_to_is_refined_all_the_same() -> None:
     pixels = np.frombuffer(bytes(8 * 8 * 3), np.uint8).reshape(8, 8, 3)
     log_probs = torch.log_softmax(torch.arange(2 * 64.0).reshape(2, 8, 8) / 64, 0)
     assert not pixels.flags.writeable
-    assert crf.refine(pixels, log_probs).shape == (8, 8)
+    assert refine(pixels, log_probs, "fast").shape == (8, 8)
+    pytest.importorskip("pydensecrf.densecrf")
+    assert refine(pixels, log_probs, "dense").shape == (8, 8)
