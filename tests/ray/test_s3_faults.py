@@ -88,17 +88,6 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert proxy.faults["down"] > 0
 
 
-@pytest.mark.slow
-def test_a_store_that_never_answers_again_is_one_line_and_not_a_traceback(
-    store: Store, s3_cluster: Cluster, model: Path
-) -> None:
-    with FaultProxy(server_port(store), rate=0) as proxy:
-        proxy.is_down = True
-        job = behind(proxy, s3_cluster).run(*command(model, "gone"), check=3)
-    (line,) = [line for line in job.stderr.splitlines() if line.strip()]
-    assert f"s3://{BUCKET}/data/imgs/train can't be listed" in line
-
-
 def test_the_lease_of_a_bucket_lets_one_job_in(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
