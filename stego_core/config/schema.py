@@ -14,6 +14,7 @@ from annotated_types import Gt, Le
 from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Space, Strict
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
+from stego_core.config.neighbors import NeighborsConfig
 from stego_core.config.tune import TuneConfig
 
 
@@ -81,21 +82,6 @@ class ViewConfig(Strict):
     crops at places drawn from the image's id, so every run cuts the same ones."""
     crop_ratio: Annotated[float, Gt(0), Le(1)] = 0.5
     """Side of a crop as a share of the image's side."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NeighborsConfig(Strict):
-    """Mining of nearest neighbours."""
-
-    stored: Positive = 30
-    """Neighbours kept in the table for each view."""
-    used: Positive = 7
-    """A training pair draws uniformly from the nearest `used` (paper, section 4)."""
-    exclude_own: bool = True
-    """Other views of the same image are never neighbours. Without it they may be, as in the
-    original code; the view itself still can't."""
-    tile_bytes: Positive = 64 * 2**20
-    """Largest score tile held by one search task, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
