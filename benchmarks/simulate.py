@@ -32,6 +32,7 @@ class Cluster:
         accelerator_images_per_s: views through the backbone, of one accelerator.
         cpus: for decoding, beside the accelerators.
         search_gflops: matrix products of one accelerator, in 10^9 operations per second.
+        scan_efficiency: share of `search_gflops` that scanning the lists of an index reaches.
         accelerator_price: per hour, with the machine it sits in.
         cpu_price: per hour and CPU.
         storage_price: per GB and month.
@@ -44,6 +45,7 @@ class Cluster:
     accelerator_images_per_s: float = 400.0
     cpus: int = 512
     search_gflops: float = 100_000.0
+    scan_efficiency: float = 0.05
     accelerator_price: float = 2.0
     cpu_price: float = 0.04
     storage_price: float = 0.023
@@ -81,6 +83,7 @@ class Prediction:
     bottleneck: str
     exact_search_s: float
     ivf_search_s: float
+    read_bytes: float
     object_store_bytes: float
     in_flight_bytes: float
     feature_store_bytes: float
@@ -124,7 +127,7 @@ def predict(cluster: Cluster, costs: Costs, *, lists: int = 0, probes: int = 32)
     embed_s = costs.start_s + stages[bottleneck] / cluster.efficiency
     rate = cluster.accelerators * cluster.search_gflops * 1e9 * cluster.efficiency
     lists = lists or max(1, round(4 * views**0.5))
-    ivf_s = ivf_flops(views, costs.dim, lists, probes) / rate
+    ivf_s = ivf_flops(views, costs.dim, lists, probes) / (rate * cluster.scan_efficiency)
     features = views * costs.feature_bytes
     embeddings = views * costs.dim * 4.0
     hourly = cluster.accelerators * cluster.accelerator_price + cluster.cpus * cluster.cpu_price
@@ -133,6 +136,7 @@ def predict(cluster: Cluster, costs: Costs, *, lists: int = 0, probes: int = 32)
         bottleneck=bottleneck,
         exact_search_s=exact_flops(views, costs.dim) / rate,
         ivf_search_s=ivf_s,
+        read_bytes=cluster.images * costs.image_bytes,
         object_store_bytes=views * costs.pixel_bytes + embeddings,
         in_flight_bytes=cluster.accelerators * _IN_FLIGHT * _UNIT_VIEWS * costs.pixel_bytes,
         feature_store_bytes=features,

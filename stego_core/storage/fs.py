@@ -131,8 +131,8 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
-def read_bytes(uri: str) -> bytes:
-    """Return the whole content of a file.
+def read_bytes(uri: str, num_bytes: int | None = None) -> bytes:
+    """Return the whole content of a file, or its first bytes.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: as the filesystem reports them.
@@ -140,7 +140,7 @@ def read_bytes(uri: str) -> bytes:
     filesystem, path = open_uri(uri)
     try:
         with filesystem.open_input_file(path) as stream:
-            return stream.read()  # type: ignore[no-any-return]
+            return stream.read(num_bytes)  # type: ignore[no-any-return]
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # pyarrow has no class of its own for it
             raise PermissionError(str(error)) from error

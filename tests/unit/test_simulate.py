@@ -49,6 +49,9 @@ def test_the_slowest_stage_sets_the_time_as_if_images_were_dealt_out_one_by_one(
             view = image * SMALL.crops + crop
             backbone[view % SMALL.accelerators] += 1 / SMALL.accelerator_images_per_s
     found = predict(SMALL, COSTS, lists=4)
+    rate = 3 * 1e-6 * 1e9 * 0.5
+    assert found.exact_search_s == pytest.approx(2 * 120 * 120 * 4 / rate)
+    assert found.ivf_search_s == pytest.approx(ivf_flops(120, 4, 4, 32) / rate / 0.05)
     assert found.bottleneck == "backbone"
     expected = COSTS.start_s + max(max(decoding), max(backbone)) / SMALL.efficiency
     assert found.embed_s == pytest.approx(expected)
