@@ -215,20 +215,23 @@ class _Searchers:
         blocks = self._blocks()
         lists = self._lists([(shard.embeddings, shard.groups, rows) for shard, rows in blocks])
         ids, skip = _identities(self._views), self._job.compat.skip_first_neighbor
-        arguments = [
-            (
-                *(found, ids, shard.embeddings if skip else None),
-                *(rows, shard.start, self._job.neighbors.stored),
-                run.path("neighbors", f"part-{part:05d}.parquet"),
-            )
-            for part, (found, (shard, rows)) in enumerate(zip(lists, blocks, strict=True))
-        ]
-        if len(arguments) == 1:
-            ((found, _, embeddings, *rest),) = arguments
-            write(ray.get(found), ids, ray.get(embeddings) if skip else None, *rest, key=key)
+        k = self._job.neighbors.stored
+        uris = [run.path("neighbors", f"part-{part:05d}.parquet") for part in range(len(blocks))]
+        if len(blocks) == 1:  # here, where torch is loaded already
+            (shard, rows), (uri,) = blocks[0], uris
+            vectors = self._views.embeddings if skip else None
+            write(ray.get(lists[0]), ids, vectors, rows, shard.start, k, uri, key=key)
             return
         shared, write_block = ray.put(ids), ray.remote(num_cpus=0)(write)
-        ray.get([write_block.remote(one[0], shared, *one[2:], key=key) for one in arguments])
+        tasks = [
+            write_block.remote(
+                *(found, shared, shard.embeddings if skip else None),
+                *(rows, shard.start, k, uri),
+                key=key,
+            )
+            for found, (shard, rows), uri in zip(lists, blocks, uris, strict=True)
+        ]
+        ray.get(tasks)
 
     def recall(self) -> dict[str, Any]:
         """Return the recall of the search against the exact one, on a sample of the views."""
