@@ -17,6 +17,7 @@ from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.doctor import DoctorJob
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
+from stego_core.config.neighbors import NeighborsConfig as NeighborsConfig
 from stego_core.config.predict import LabelMapConfig as LabelMapConfig
 from stego_core.config.predict import PredictConfig as PredictConfig
 from stego_core.config.tune import TuneConfig
@@ -74,21 +75,6 @@ class ViewConfig(Strict):
     crops at places drawn from the image's id, so every run cuts the same ones."""
     crop_ratio: Annotated[float, Gt(0), Le(1)] = 0.5
     """Side of a crop as a share of the image's side."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NeighborsConfig(Strict):
-    """Mining of nearest neighbours."""
-
-    stored: Positive = 30
-    """Neighbours kept in the table for each view."""
-    used: Positive = 7
-    """A training pair draws uniformly from the nearest `used` (paper, section 4)."""
-    exclude_own: bool = True
-    """Other views of the same image are never neighbours. Without it they may be, as in the
-    original code; the view itself still can't."""
-    tile_bytes: Positive = 64 * 2**20
-    """Largest score tile held by one search task, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

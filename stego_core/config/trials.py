@@ -11,6 +11,7 @@ import numpy as np
 
 from stego_core.config.diagnose import flatten
 from stego_core.config.load import fingerprint, to_dict, validate
+from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob, TuneJob
 from stego_core.config.space import Axis, nest, read_space
 from stego_core.errors import ConfigError
@@ -94,9 +95,9 @@ def mining_key(job: TrainJob) -> str:
         to_dict(job.views),
         job.limits.record(),
         to_dict(job.store),
-        [job.neighbors.stored, job.neighbors.exclude_own],
+        search_settings(job.neighbors),
         {name: switches[name] for name in names},
-        job.seed if job.compat.mining_dropout else None,
+        job.seed if job.compat.mining_dropout or job.neighbors.method != "exact" else None,
     )
 
 

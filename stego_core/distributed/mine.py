@@ -25,6 +25,7 @@ from stego_core.images.views import view_count
 from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
+from stego_core.neighbors.plan import plan_search
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
 from stego_core.storage.manifest import Manifest, digest_files, write_manifest
@@ -63,8 +64,12 @@ class Mined:
 def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
     """Return the size of the patch features of all views, in bytes."""
     tokens = (view_side(job.views, record.patch_size) // record.patch_size) ** 2
+    return num_images * views_per_image(job) * tokens * _dim(job, record) * 2
+
+
+def _dim(job: MineJob, record: BackboneRecord) -> int:
     blocks = len(job.backbone.blocks) if job.backbone.feature == "blocks" else 1
-    return num_images * views_per_image(job) * tokens * record.width * blocks * 2
+    return record.width * blocks
 
 
 def views_per_image(job: MineJob) -> int:
@@ -92,6 +97,9 @@ def plan_mine(job: MineJob) -> list[str]:
         *plan_check(job.data, dataset, files, job.limits),
         f"views: {len(files) * views_per_image(job)} ({job.views.crops}), "
         f"features: {size / 2**20:.0f} MiB, {stored}",
+        plan_search(job.neighbors, len(files) * views_per_image(job), _dim(job, record)).line(
+            job.neighbors
+        ),
         f"mine: {'reuse' if reuse else f'to do, {units} units'}",
     ]
 
@@ -128,6 +136,8 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
     dataset, files = source
     check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
+    # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
+    plan_search(job.neighbors, len(files) * views_per_image(job), _dim(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
     record = _record(job, digest_files(files))
@@ -142,7 +152,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
     _embed(job, run, mined)
     views = read_views(store, manifest.num_units)
     _write_quarantine(job, run, views, manifest)
-    search_neighbors(job, run, views, key=key)
+    search = search_neighbors(job, run, views, key=key)
     run.write_json(
         "mine.json",
         {
@@ -150,6 +160,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
             "record": record,
             "weights": {"source": weights.source, "sha256": weights.sha256},
             "views": len(views.image_ids),
+            "search": search,
         },
     )
     return mined

@@ -1,50 +1,66 @@
-"""Nearest neighbours of all views: query blocks are searched by Ray tasks, one file each."""
+"""Nearest neighbours of all views: gallery shards on Ray actors, query blocks, merged lists.
+
+An actor holds one shard of the gallery. Every query block is searched in every shard, its lists
+are merged, and the result is written to one file. How the gallery is cut follows from the settings
+alone; the number of actors decides only who searches what.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import ray
-import torch
+from ray.exceptions import RayError
 
-from stego_core.config.compat import MineCompat
 from stego_core.config.load import fingerprint
-from stego_core.config.schema import MineJob, NeighborsConfig
-from stego_core.neighbors.search import exact_top_k, skip_first
-from stego_core.neighbors.table import write_part
+from stego_core.config.neighbors import search_settings
+from stego_core.config.schema import MineJob
+from stego_core.distributed.cluster import plan_actors
+from stego_core.distributed.search_stages import (
+    ShardSearcher,
+    merge,
+    search_shard,
+    write,
+)
+from stego_core.errors import ClusterError
+from stego_core.neighbors.faiss_index import train_index, training_rows
+from stego_core.neighbors.plan import QUERY_BLOCK, SearchPlan, plan_search
+from stego_core.neighbors.recall import recall, sample_views
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_QUERY_BLOCK = 8192  # views whose neighbours one task searches
+_RETRIES = 3  # of an actor that dies, and of a call that was lost with it
 
 
-def _search_block(
-    views: Views, start: int, uri: str, *, config: NeighborsConfig, compat: MineCompat, key: str
-) -> int:
-    rows = slice(start, start + _QUERY_BLOCK)
-    embeddings = torch.from_numpy(views.embeddings.copy())
-    # A view is never its own neighbour; with `exclude_own` no view of its image is.
-    own = torch.arange(len(embeddings))
-    groups = torch.from_numpy(views.image_ids.copy()) if config.exclude_own else own
-    scores, indices = exact_top_k(
-        embeddings[rows],
-        embeddings,
-        config.stored,
-        query_groups_Q=groups[rows],
-        gallery_groups_G=groups,
-        tile_bytes=config.tile_bytes,
-    )
-    if compat.skip_first_neighbor:
-        scores, indices = skip_first((scores, indices), embeddings[rows], own[rows], config.stored)
-    write_part(uri, views, rows, scores.numpy(), indices.numpy(), key=key)
-    return len(scores)
+Query = tuple[Any, Any, slice]  # embeddings and groups of a shard, and which rows of them
 
 
-def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A run of views in the object store.
+
+    Attributes:
+        start: its first view.
+        rows: views.
+        embeddings: reference to (rows, D) float32.
+        groups: reference to (rows,) int64; views of one group are never neighbours.
+    """
+
+    start: int
+    rows: int
+    embeddings: Any
+    groups: Any
+
+
+def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str) -> dict[str, Any]:
     """Write the neighbours table of all views, unless it is there for this key.
 
     Args:
@@ -52,31 +68,188 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
         run: the run directory; the table goes to `neighbors/`.
         views: all views with their embeddings.
         key: fingerprint of the embeddings.
+
+    Returns:
+        What the run's record says of the search: method, and recall where it is not exact.
     """
-    options = (job.neighbors.stored, job.neighbors.exclude_own, job.compat.skip_first_neighbor)
+    plan = plan_search(job.neighbors, *views.embeddings.shape)
+    seed = job.seed if plan.method in ("ivf-flat", "ivf-pq") else None
+    options = (search_settings(job.neighbors), job.compat.skip_first_neighbor, seed)
     search_key = fingerprint(key, *options)
     current = run.read_json("neighbors/key.json") or {}
     if current.get("key") == search_key:
-        return
+        return dict(current["search"])
+    if plan.reason:
+        logger.info("%s: searching exactly", plan.reason)
     started_s = time.monotonic()
     run.status("running", stage="search")
     fs.delete(run.path("neighbors"))
-    reference = ray.put(views)
-    search = ray.remote(num_cpus=1)(_search_block)
-    tasks = [
-        search.remote(
-            reference,
-            start,
-            run.path("neighbors", f"part-{part:05d}.parquet"),
-            config=job.neighbors,
-            key=key,
-            compat=job.compat,
+    record: dict[str, Any] = {"method": plan.method, "asked": job.neighbors.method}
+    try:
+        found = _Searchers(job, views, plan)
+        found.write_table(run, key=key)
+        record |= found.recall() if plan.method != "exact" else {}
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ClusterError(f"the search for neighbours failed, last: {reason}") from error
+    if plan.method != "exact":
+        logger.info(
+            "recall of %s against exact on %d views: %.4f of the nearest %d, %.4f of %d",
+            *(plan.method, record["recall_views"], record["recall_used"], job.neighbors.used),
+            *(record["recall_stored"], job.neighbors.stored),
         )
-        for part, start in enumerate(range(0, len(views.image_ids), _QUERY_BLOCK))
-    ]
-    found = sum(ray.get(tasks))
     # Written last: without it the table is not complete.
-    run.write_json("neighbors/key.json", {"key": search_key, "features": key})
+    run.write_json("neighbors/key.json", {"key": search_key, "features": key, "search": record})
     elapsed_s = time.monotonic() - started_s
-    run.event("search/done", views=found, elapsed_s=round(elapsed_s, 3))
-    logger.info("neighbours of %d views in %.1f s", found, elapsed_s)
+    count = len(views.image_ids)
+    run.event("search/done", views=count, elapsed_s=round(elapsed_s, 3), **record)
+    logger.info("neighbours of %d views in %.1f s (%s)", count, elapsed_s, plan.method)
+    return record
+
+
+class _Searchers:
+    """All shards in the object store, and the actors that search them.
+
+    Args:
+        job: the settings.
+        views: all views.
+        plan: of the search.
+    """
+
+    def __init__(self, job: MineJob, views: Views, plan: SearchPlan) -> None:
+        self._job, self._views, self._plan = job, views, plan
+        # A view is never its own neighbour; with `exclude_own` no view of its image is.
+        own = np.arange(len(views.image_ids))
+        groups = views.image_ids if job.neighbors.exclude_own else own
+        step = job.neighbors.shard_views
+        self._shards = [
+            Shard(
+                start,
+                len(own[start : start + step]),
+                ray.put(np.ascontiguousarray(views.embeddings[start : start + step])),
+                ray.put(np.ascontiguousarray(groups[start : start + step])),
+            )
+            for start in range(0, len(own), step)
+        ]
+        actors = plan_actors(job.workers)
+        cpus = math.floor(ray.cluster_resources().get("CPU", 1))
+        self._resources = {"num_gpus": 1} if actors.num_gpus else {"num_cpus": 1}
+        self._count = actors.count if actors.num_gpus else max(1, cpus)
+        self._device = actors.device
+        self._trained = self._train() if plan.method != "exact" else None
+
+    def _train(self) -> Any:
+        rows = training_rows(self._plan.method, self._plan.lists)
+        sample = self._views.embeddings[
+            sample_views(len(self._views.embeddings), rows, seed=self._job.seed)
+        ]
+        train = ray.remote(num_cpus=1)(train_index)
+        options = {"lists": self._plan.lists, "seed": self._job.seed}
+        return train.remote(sample, self._plan.method, **options)
+
+    def _blocks(self) -> list[tuple[Shard, slice]]:
+        """Return all query blocks: rows of shards."""
+        return [
+            (shard, slice(row, min(row + QUERY_BLOCK, shard.rows)))
+            for shard in self._shards
+            for row in range(0, shard.rows, QUERY_BLOCK)
+        ]
+
+    def _waves(self, num_blocks: int) -> list[list[tuple[Shard, int]]]:
+        """Return which shards are searched at a time, each with its number of actors."""
+        step = min(self._count, len(self._shards))
+        waves = [self._shards[i : i + step] for i in range(0, len(self._shards), step)]
+        return [
+            [(shard, max(1, min(num_blocks, self._count // len(wave)))) for shard in wave]
+            for wave in waves
+        ]
+
+    def _shard_arguments(self, shard: Shard) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        places = (shard.embeddings, shard.groups, shard.start, self._job.neighbors)
+        return places, {"device": self._device, "trained": self._trained}
+
+    def _start(self, shard: Shard, count: int) -> list[Any]:
+        actor = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **self._resources)(
+            ShardSearcher
+        )
+        places, options = self._shard_arguments(shard)
+        return [actor.remote(*places, **options) for _ in range(count)]
+
+    def _one_block(self, queries: Query, *, is_exact: bool) -> Any:
+        """Return a reference to the merged lists of a single block of queries.
+
+        A task may run in a process that has torch loaded already; an actor would start one.
+        """
+        search = ray.remote(max_retries=_RETRIES, **self._resources)(search_shard)
+        parts = []
+        for shard in self._shards:
+            places, options = self._shard_arguments(shard)
+            parts.append(search.remote(*queries, *places, is_exact=is_exact, **options))
+        return self._merged(parts)
+
+    def _merged(self, parts: list[Any]) -> Any:
+        if len(parts) == 1:
+            return parts[0]
+        return ray.remote(num_cpus=0)(merge).remote(self._job.neighbors.stored, *parts)
+
+    def _lists(self, queries: list[Query], *, is_exact: bool = False) -> list[Any]:
+        """Return a reference to the merged lists of each block of queries."""
+        if len(queries) == 1:
+            return [self._one_block(queries[0], is_exact=is_exact)]
+        best: list[list[Any]] = [[] for _ in queries]
+        for wave in self._waves(len(queries)):
+            actors = [self._start(shard, count) for shard, count in wave]
+            for i, block in enumerate(queries):
+                parts = [
+                    replicas[i % len(replicas)].top_k.remote(*block, is_exact=is_exact)
+                    for replicas in actors
+                ]
+                best[i] = [self._merged(best[i] + parts)]
+            # The actors end with their handles: not before they are done.
+            found = [one for (one,) in best]
+            ray.wait(found, num_returns=len(found), fetch_local=False)
+        return found
+
+    def write_table(self, run: RunDirectory, *, key: str) -> None:
+        """Search all views and write `neighbors/part-*.parquet`."""
+        blocks = self._blocks()
+        lists = self._lists([(shard.embeddings, shard.groups, rows) for shard, rows in blocks])
+        ids, skip = _identities(self._views), self._job.compat.skip_first_neighbor
+        k = self._job.neighbors.stored
+        uris = [run.path("neighbors", f"part-{part:05d}.parquet") for part in range(len(blocks))]
+        if len(blocks) == 1:  # here, where torch is loaded already
+            (shard, rows), (uri,) = blocks[0], uris
+            vectors = self._views.embeddings if skip else None
+            write(ray.get(lists[0]), ids, vectors, rows, shard.start, k, uri, key=key)
+            return
+        shared, write_block = ray.put(ids), ray.remote(num_cpus=0)(write)
+        tasks = [
+            write_block.remote(
+                *(found, shared, shard.embeddings if skip else None),
+                *(rows, shard.start, k, uri),
+                key=key,
+            )
+            for found, (shard, rows), uri in zip(lists, blocks, uris, strict=True)
+        ]
+        ray.get(tasks)
+
+    def recall(self) -> dict[str, Any]:
+        """Return the recall of the search against the exact one, on a sample of the views."""
+        sample = sample_views(len(self._views.embeddings), None, seed=self._job.seed)
+        own = np.arange(len(self._views.image_ids))
+        groups = self._views.image_ids if self._job.neighbors.exclude_own else own
+        whole = slice(0, len(sample))
+        queries = [(self._views.embeddings[sample], groups[sample], whole)]
+        (found,), (exact,) = self._lists(queries), self._lists(queries, is_exact=True)
+        (_, found_views), (_, exact_views) = ray.get([found, exact])
+        used = self._job.neighbors.used
+        return {
+            "recall_views": len(sample),
+            "recall_used": round(recall(found_views[:, :used], exact_views[:, :used]), 6),
+            "recall_stored": round(recall(found_views, exact_views), 6),
+        }
+
+
+def _identities(views: Views) -> Views:
+    """Return the views without their vectors: what a part of the table needs of them."""
+    return Views(views.image_ids, views.crops, np.empty((0, 0), np.float32), [])

@@ -14,6 +14,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stego_core.config.load import fingerprint, to_dict
+from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
@@ -87,8 +88,9 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
 def _settings(job: TrainJob) -> dict[str, Any]:
     """Return what determines the model beside the mined features; not the number of workers."""
     values = to_dict(job)
-    names = ("seed", "head", "loss", "train", "clusters", "neighbors", "compat")
-    return {name: values[name] for name in names}
+    names = ("seed", "head", "loss", "train", "clusters", "compat")
+    neighbors = {"used": job.neighbors.used} | search_settings(job.neighbors)
+    return {name: values[name] for name in names} | {"neighbors": neighbors}
 
 
 def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import pyarrow.parquet as pq
 from stego_core.errors import ImageProblem
 from stego_core.storage import fs
 from stego_core.storage.parquet import plain_table
+
+_HEADER_BYTES = 256  # of a .npy file: our own headers take 128
+_READERS = 16
 
 SCHEMA = pa.schema(
     [
@@ -98,8 +102,9 @@ def _matrix(table: pa.Table, name: str) -> np.ndarray:
 class StoredFeatures:
     """Random access to the features of a complete store.
 
-    Files are memory-mapped: only the views that are read take memory. Units of a store in a bucket
-    are copied to a temporary folder when first touched.
+    Opening reads the header of each file only. A unit is memory-mapped when one of its views is
+    first read, so a worker maps what it samples; a unit of a store in a bucket is copied to a
+    temporary folder then.
 
     Args:
         folder_uri: the store.
@@ -109,39 +114,61 @@ class StoredFeatures:
     def __init__(self, folder_uri: str, num_units: int) -> None:
         self._folder_uri = folder_uri
         self._copies = None if fs.is_local(folder_uri) else tempfile.TemporaryDirectory()
-        self._units = [self._open(unit) for unit in range(num_units)]
-        counts = [len(unit) if unit is not None else 0 for unit in self._units]
-        self._ends = np.cumsum(counts)
-        shapes = {unit.shape[1:] for unit in self._units if unit is not None}
-        (self._shape,) = shapes
+        self._maps: dict[int, np.ndarray] = {}
+        with ThreadPoolExecutor(_READERS) as pool:  # a request each where the store is remote
+            shapes = list(pool.map(self._unit_shape, range(num_units)))
+        self._ends = np.cumsum([0 if shape is None else shape[0] for shape in shapes])
+        (self._shape,) = {shape[1:] for shape in shapes if shape is not None}
 
-    def _open(self, unit: int) -> np.ndarray | None:
-        name = f"unit-{unit:08d}.npy"
-        if self._copies is None:
-            path = fs.local_path(self._folder_uri) / name
-        else:
-            path = Path(self._copies.name, name)
-            data = fs.read_if_exists(fs.join(self._folder_uri, name))
-            if data is not None:
-                path.write_bytes(data)
-        # A unit in which no image was usable has no features.
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+    def _uri(self, unit: int) -> str:
+        return fs.join(self._folder_uri, f"unit-{unit:08d}.npy")
+
+    def _unit_shape(self, unit: int) -> tuple[int, ...] | None:
+        try:
+            return _array_shape(fs.read_bytes(self._uri(unit), _HEADER_BYTES))
+        except FileNotFoundError:
+            return None  # a unit in which no image was usable has no features
+
+    def _unit(self, unit: int) -> np.ndarray:
+        if unit not in self._maps:
+            if self._copies is None:
+                path = fs.local_path(self._uri(unit))
+            else:
+                path = Path(self._copies.name, f"{unit}.npy")
+                path.write_bytes(fs.read_bytes(self._uri(unit)))
+            self._maps[unit] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return self._maps[unit]
 
     def __len__(self) -> int:
         """Return the number of views."""
         return int(self._ends[-1])
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Return (h, w, C) of each view."""
         return self._shape
+
+    @property
+    def mapped(self) -> list[int]:
+        """Return the units that are mapped so far."""
+        return sorted(self._maps)
 
     def read(self, views: np.ndarray) -> np.ndarray:
         """Return the features of some views: (B, h, w, C) float32."""
         out = np.empty((len(views), *self._shape), np.float32)
         units = np.searchsorted(self._ends, views, side="right")
         for row, (view, unit) in enumerate(zip(views, units, strict=True)):
-            array = self._units[unit]
-            assert array is not None  # noqa: S101 - searchsorted never lands on an empty unit
+            array = self._unit(int(unit))
             out[row] = array[view - (self._ends[unit] - len(array))]
         return out
+
+
+def _array_shape(start: bytes) -> tuple[int, ...]:
+    """Return the shape that the header of a `.npy` file states."""
+    stream = io.BytesIO(start)
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+        version, np.lib.format.read_array_header_2_0
+    )
+    shape: tuple[int, ...] = read(stream)[0]
+    return shape

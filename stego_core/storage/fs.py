@@ -47,8 +47,8 @@ class ListedFile:
     etag: str
 
 
-def read_bytes(uri: str) -> bytes:
-    """Return the whole content of a file.
+def read_bytes(uri: str, num_bytes: int | None = None) -> bytes:
+    """Return the whole content of a file, or its first bytes.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: as the filesystem reports them.
@@ -57,7 +57,7 @@ def read_bytes(uri: str) -> bytes:
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as stream:
-            return stream.read()  # type: ignore[no-any-return]
+            return stream.read(num_bytes)  # type: ignore[no-any-return]
 
     return _repeated(uri, read)
 

@@ -82,11 +82,14 @@ def test_units_without_a_usable_image_may_stand_anywhere(tmp_path):
     assert len(stored) == len(read_views(folder, 5).image_ids) == 2
 
 
-def test_stored_features_are_mapped_not_loaded(store):
+def test_a_unit_is_mapped_when_a_view_of_it_is_read_and_not_before(store):
     stored = StoredFeatures(store[0], 3)
-    opened = [unit for unit in stored._units if unit is not None]
-    assert len(opened) == 2
-    assert all(isinstance(unit, np.memmap) and unit.mode == "r" for unit in opened)
+    assert stored.mapped == []
+    stored.read(np.array([4]))
+    assert stored.mapped == [2]
+    stored.read(np.array([4, 1]))
+    assert stored.mapped == [0, 2]
+    assert all(isinstance(unit, np.memmap) and unit.mode == "r" for unit in stored._maps.values())
 
 
 def test_what_was_read_may_be_changed_without_changing_the_store(store):
@@ -120,13 +123,15 @@ def test_a_store_without_a_usable_image_still_says_what_failed(tmp_path):
     assert [failure[:2] for failure in views.failures] == [(9, "empty"), (8, "empty")]
 
 
-def test_a_store_elsewhere_is_copied_when_it_is_opened(store):
+def test_units_of_a_store_elsewhere_are_copied_when_they_are_read(store):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     folder, maps = store
     memory.put(folder, "/test-store", recursive=True)
     try:
         stored = StoredFeatures("memory://test-store", 3)
+        stored.read(np.array([4]))
+        assert stored.mapped == [2]
         np.testing.assert_array_equal(stored.read(np.array([4, 1])), maps[[4, 1]])
         assert read_views("memory://test-store", 3).image_ids.tolist() == [7, 7, 6, 6, 1]
     finally:

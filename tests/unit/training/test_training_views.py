@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from factories import make_views, picture, png_bytes, write_tree
+from factories import make_views, picture, png_bytes, train_data, train_job, write_tree
 from PIL import Image
 
 from stego_core.config.compat import MineCompat
@@ -17,6 +18,7 @@ from stego_core.images.geometry import resize_image, resize_labels, view_boxes
 from stego_core.model.backbone import load_backbone
 from stego_core.storage.feature_store import SCHEMA, StoredFeatures, write_unit
 from stego_core.training import views as views_module
+from stego_core.training.loop import LocalContext, train
 from stego_core.training.views import FromBackbone, FromStore, LabelSource, view_side
 
 LIMITS = ImageLimits()
@@ -247,3 +249,36 @@ def test_random_views_and_their_labels_show_the_same_places(backbone, labelled, 
     box = view_boxes(40, 60, crops="random", ratio=0.6, image_id=int(views.image_ids[0]))[view]
     expected = resize_image(picture(40, 60, seed=0), 32, 32, box=box)
     np.testing.assert_array_equal(on_demand.pixels(np.array([view]))[0], expected)
+
+
+def test_training_with_the_store_and_without_it_gives_the_same_head(backbone, tmp_path):
+    views = make_views(9)
+    uris = uris_of(tmp_path / "images", views)
+    on_demand = FromBackbone(backbone, views, uris, config=WHOLE, limits=LIMITS, compat=PLAIN)
+    # As mining does it: in batches of other views than training will ask for together.
+    maps = torch.cat([on_demand.read(np.arange(i, min(i + 4, 9))) for i in range(0, 9, 4)])
+    rows = {
+        "image_id": views.image_ids,
+        "crop": views.crops,
+        "status": ["ok"] * 9,
+        "detail": pa.nulls(9, pa.string()),
+        "embedding": [[0.0]] * 9,
+        "class_token": [None] * 9,
+    }
+    folder = str(tmp_path / "store")
+    write_unit(folder, 0, pa.table(rows, schema=SCHEMA), maps.permute(0, 2, 3, 1).numpy())
+    job = train_job(train={"steps": 6, "batch": 4})
+    heads = [
+        train(
+            job,
+            replace(train_data(9), features=source, channels=backbone.width),
+            LocalContext(),
+            device="cpu",
+        ).state_dict()
+        for source in (FromStore(StoredFeatures(folder, 1)), on_demand)
+    ]
+    assert heads[0].keys() == heads[1].keys()
+    for key, tensor in heads[0].items():
+        # Features differ by at most a unit of fp16 in a few values; a step moves a weight by 1e-3
+        # or less, whatever the size of its gradient.
+        torch.testing.assert_close(tensor, heads[1][key], rtol=1e-2, atol=1e-4, msg=key)
