@@ -103,6 +103,7 @@ def times(unaries: Unaries, repeats: int) -> list[Row]:
                 "fast_s_per_image": min(fast for _, fast in found) / len(inputs),
                 "clusters_told_apart": told_apart,
             },
+            note="slower where more clusters are best somewhere in an image (docs/adr/0020)",
         )
     ]
 
