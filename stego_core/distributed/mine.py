@@ -24,6 +24,7 @@ from stego_core.errors import InputError, TooManyFailures
 from stego_core.images.views import view_count
 from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
 from stego_core.model.registry import BackboneRecord, find_backbone
+from stego_core.model.speed import seconds_per_view
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
 from stego_core.storage import fs
@@ -100,8 +101,18 @@ def plan_mine(job: MineJob) -> list[str]:
         plan_search(job.neighbors, len(files) * views_per_image(job), _dim(job, record)).line(
             job.neighbors
         ),
-        f"mine: {'reuse' if reuse else f'to do, {units} units'}",
+        "mine: reuse"
+        if reuse
+        else f"mine: to do, {units} units{_expected(job, record, len(files))}",
     ]
+
+
+def _expected(job: MineJob, record: BackboneRecord, num_images: int) -> str:
+    view_s = seconds_per_view(job.backbone, view_side(job.views, record.patch_size))
+    if view_s is None:
+        return ""
+    minutes = num_images * views_per_image(job) * view_s / 60
+    return f", about {max(1, round(minutes))} min on the CPU of this machine"
 
 
 def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
