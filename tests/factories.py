@@ -11,6 +11,7 @@ from PIL import Image
 
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 from stego_core.config.schema import TrainJob
+from stego_core.distributed.search_stages import search_shard, write
 from stego_core.storage.feature_store import Views
 from stego_core.training.loop import TrainData
 
@@ -145,3 +146,16 @@ def states_equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     """Whether two modules hold the same tensors, bit for bit."""
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def write_neighbors(folder, views, config, compat, *, key="k"):
+    """Write the neighbours table of views as mining does, in one part, without Ray."""
+    everything = slice(0, len(views.image_ids))
+    groups = views.image_ids if config.exclude_own else np.arange(everything.stop)
+    gallery = (views.embeddings, groups)
+    found = search_shard(
+        *(*gallery, everything, *gallery, 0, config), device="cpu", trained=None, is_exact=True
+    )
+    vectors = views.embeddings if compat.skip_first_neighbor else None
+    uri = f"{folder}/part-00000.parquet"
+    write(found, views, vectors, everything, 0, config.stored, uri, key=key)

@@ -102,7 +102,7 @@ class TrainConfig(Strict):
     """Batches, however many workers share them."""
     batch: Positive = 16
     """Views of one step over all workers together."""
-    head_lr: PositiveFloat = 5e-4
+    head_lr: PositiveFloat = 1e-4
     probe_lr: PositiveFloat = 5e-3
     checkpoint_every: Positive = 200
     """Steps between checkpoints; a killed run continues from the newest."""
