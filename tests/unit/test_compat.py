@@ -18,6 +18,7 @@ from factories import (
     ring_neighbors,
     train_job,
     unit_rows,
+    write_neighbors,
 )
 from reference import optional_reference as reference
 
@@ -38,7 +39,6 @@ from stego_core.distributed.evaluate import _prepare
 from stego_core.distributed.evaluate_stages import EvaluateWorker
 from stego_core.distributed.fetch import SquareViews, WholeImage
 from stego_core.distributed.mine_stages import EmbedWorker, dropped_channels
-from stego_core.distributed.search import _search_block
 from stego_core.images.geometry import Box, centre_square, resize_image, resize_labels
 from stego_core.images.views import jpeg_round_trip
 from stego_core.inference.predict import upsampled_argmax
@@ -163,9 +163,8 @@ def test_mining_dropout_drops_one_channel_in_ten():
 
 
 def mined(folder, views, *, stored=3, exclude_own=True, **compat):
-    uri = str(folder / "neighbors" / "part-00000.parquet")
     config = NeighborsConfig(stored=stored, used=stored, exclude_own=exclude_own)
-    _search_block(views, 0, uri, config=config, compat=MineCompat(**compat), key="k")
+    write_neighbors(folder / "neighbors", views, config, **compat)
     table = read_table(str(folder / "neighbors"), key="k")
     return neighbor_indices(table, views, stored)
 

@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 import pytest
-from factories import make_views, picture, png_bytes, write_tree
+from factories import make_views, picture, png_bytes, write_neighbors, write_tree
 
 from stego_core.config.compat import MineCompat
 from stego_core.config.schema import (
@@ -23,7 +23,6 @@ from stego_core.distributed.data import check_data, select_images
 from stego_core.distributed.evaluate import _checked
 from stego_core.distributed.fetch import SquareViews
 from stego_core.distributed.mine import plan_mine
-from stego_core.distributed.search import _search_block
 from stego_core.errors import InputError
 from stego_core.images.geometry import resize_image, view_boxes
 from stego_core.neighbors.table import read_table
@@ -101,9 +100,7 @@ def test_crops_of_one_image_are_neighbours_only_if_they_may_be(exclude_own, tmp_
     alike = base + 0.01 * views.embeddings
     views.embeddings[:] = alike / np.linalg.norm(alike, axis=1, keepdims=True)
     config = NeighborsConfig(stored=4, used=4, exclude_own=exclude_own)
-    _search_block(
-        views, 0, str(tmp_path / "part-00000.parquet"), config=config, compat=MineCompat(), key="k"
-    )
+    write_neighbors(tmp_path, views, config)
     table = read_table(str(tmp_path), key="k").to_pylist()
     assert len(table) == 30
     for row in table:
