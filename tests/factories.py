@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stego_core.config.compat import MineCompat
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
+from stego_core.config.neighbors import NeighborsConfig
 from stego_core.config.schema import TrainJob
-from stego_core.distributed.search_stages import search_shard, write
+from stego_core.distributed.search_stages import ShardSearcher, view_groups, write
 from stego_core.storage.feature_store import Views
 from stego_core.training.loop import TrainData
 
@@ -148,14 +150,12 @@ def states_equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def write_neighbors(folder, views, config, compat, *, key="k"):
-    """Write the neighbours table of views as mining does, in one part, without Ray."""
-    everything = slice(0, len(views.image_ids))
-    groups = views.image_ids if config.exclude_own else np.arange(everything.stop)
-    gallery = (views.embeddings, groups)
-    found = search_shard(
-        *(*gallery, everything, *gallery, 0, config), device="cpu", trained=None, is_exact=True
-    )
-    vectors = views.embeddings if compat.skip_first_neighbor else None
-    uri = f"{folder}/part-00000.parquet"
-    write(found, views, vectors, everything, 0, config.stored, uri, key=key)
+def write_neighbors(folder: Path, views: Views, config: NeighborsConfig, **compat: bool) -> None:
+    """Write the neighbours table (key `k`) as the search stages do, without Ray."""
+    groups = view_groups(views, exclude_own=config.exclude_own)
+    rows = slice(0, len(groups))
+    shard = ShardSearcher(views.embeddings, groups, 0, config, device="cpu", trained=None)
+    found = shard.top_k(views.embeddings, groups, rows)
+    vectors = views.embeddings if MineCompat(**compat).skip_first_neighbor else None
+    uri = str(folder / "part-00000.parquet")
+    write(found, views, vectors, rows, 0, config.stored, uri, key="k")

@@ -25,6 +25,7 @@ from stego_core.distributed.search_stages import (
     ShardSearcher,
     merge,
     search_shard,
+    view_groups,
     write,
 )
 from stego_core.errors import ClusterError
@@ -118,18 +119,16 @@ class _Searchers:
 
     def __init__(self, job: MineJob, views: Views, plan: SearchPlan) -> None:
         self._job, self._views, self._plan = job, views, plan
-        # A view is never its own neighbour; with `exclude_own` no view of its image is.
-        own = np.arange(len(views.image_ids))
-        groups = views.image_ids if job.neighbors.exclude_own else own
-        step = job.neighbors.shard_views
+        self._groups = view_groups(views, exclude_own=job.neighbors.exclude_own)
+        groups, step = self._groups, job.neighbors.shard_views
         self._shards = [
             Shard(
                 start,
-                len(own[start : start + step]),
+                len(groups[start : start + step]),
                 ray.put(np.ascontiguousarray(views.embeddings[start : start + step])),
                 ray.put(np.ascontiguousarray(groups[start : start + step])),
             )
-            for start in range(0, len(own), step)
+            for start in range(0, len(groups), step)
         ]
         actors = plan_actors(job.workers)
         cpus = math.floor(ray.cluster_resources().get("CPU", 1))
@@ -236,10 +235,8 @@ class _Searchers:
     def recall(self) -> dict[str, Any]:
         """Return the recall of the search against the exact one, on a sample of the views."""
         sample = sample_views(len(self._views.embeddings), None, seed=self._job.seed)
-        own = np.arange(len(self._views.image_ids))
-        groups = self._views.image_ids if self._job.neighbors.exclude_own else own
         whole = slice(0, len(sample))
-        queries = [(self._views.embeddings[sample], groups[sample], whole)]
+        queries = [(self._views.embeddings[sample], self._groups[sample], whole)]
         (found,), (exact,) = self._lists(queries), self._lists(queries, is_exact=True)
         (_, found_views), (_, exact_views) = ray.get([found, exact])
         used = self._job.neighbors.used

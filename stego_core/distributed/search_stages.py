@@ -84,6 +84,14 @@ class ShardSearcher:
             return torch.from_numpy(array).to(self._device)
 
 
+def view_groups(views: Views, *, exclude_own: bool) -> np.ndarray:
+    """Return the group of each view, (V,) int64: views of one group are never neighbours.
+
+    A view is never its own neighbour; with `exclude_own` no view of its image is.
+    """
+    return views.image_ids if exclude_own else np.arange(len(views.image_ids))
+
+
 def search_shard(
     query_embeddings: np.ndarray,
     query_groups: np.ndarray,

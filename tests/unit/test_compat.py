@@ -164,7 +164,7 @@ def test_mining_dropout_drops_one_channel_in_ten():
 
 def mined(folder, views, *, stored=3, exclude_own=True, **compat):
     config = NeighborsConfig(stored=stored, used=stored, exclude_own=exclude_own)
-    write_neighbors(folder / "neighbors", views, config, MineCompat(**compat))
+    write_neighbors(folder / "neighbors", views, config, **compat)
     table = read_table(str(folder / "neighbors"), key="k")
     return neighbor_indices(table, views, stored)
 

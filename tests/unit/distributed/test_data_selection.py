@@ -100,7 +100,7 @@ def test_crops_of_one_image_are_neighbours_only_if_they_may_be(exclude_own, tmp_
     alike = base + 0.01 * views.embeddings
     views.embeddings[:] = alike / np.linalg.norm(alike, axis=1, keepdims=True)
     config = NeighborsConfig(stored=4, used=4, exclude_own=exclude_own)
-    write_neighbors(tmp_path, views, config, MineCompat())
+    write_neighbors(tmp_path, views, config)
     table = read_table(str(tmp_path), key="k").to_pylist()
     assert len(table) == 30
     for row in table:
