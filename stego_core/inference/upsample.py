@@ -30,9 +30,7 @@ def interpolation_cells(size: int, grid: int) -> tuple[NDArray[np.intp], NDArray
     return low, centres - low
 
 
-def upsampled_argmax(
-    scores_Nhw: NDArray[np.float32], height: int, width: int
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def upsampled_argmax(scores_Nhw: NDArray[np.float32], height: int, width: int) -> np.ndarray:
     """Return argmax over N of the bilinearly upsampled scores; of equals the first.
 
     Works in strips of rows, so that an original of many megapixels takes no more memory than a
@@ -47,7 +45,7 @@ def upsampled_argmax(
         (height, width) uint8, or uint16 for more than 255 clusters.
     """
     count, grid_h = scores_Nhw.shape[:2]
-    out = np.zeros((height, width), np.uint8 if count <= 255 else np.uint16)
+    out: np.ndarray = np.zeros((height, width), np.uint8 if count <= 255 else np.uint16)
     low, weight = interpolation_cells(height, grid_h)
     high = (low + 1).clip(max=grid_h - 1)
     near, far = (part.astype(np.float32)[:, None] for part in (1 - weight, weight))
@@ -72,7 +70,7 @@ def _widened(scores_Nhw: NDArray[np.float32], width: int) -> NDArray[np.float32]
     """Return the scores upsampled along their rows: (N, h, W), the cheaper axis first."""
     low, weight = interpolation_cells(width, scores_Nhw.shape[2])
     high = (low + 1).clip(max=scores_Nhw.shape[2] - 1)
-    wide = scores_Nhw[:, :, low]
+    wide: NDArray[np.float32] = scores_Nhw[:, :, low]
     wide *= (1 - weight).astype(np.float32)
     wide += scores_Nhw[:, :, high] * weight.astype(np.float32)
     return wide
@@ -87,7 +85,7 @@ def _contenders(scores_Nhw: NDArray[np.float32]) -> NDArray[np.bool_]:
     padded = np.pad(scores_Nhw, ((0, 0), (0, 1), (0, 1)), mode="edge")
     _, h, w = scores_Nhw.shape
     corners = [padded[:, y : y + h, x : x + w] for y in (0, 1) for x in (0, 1)]
-    leader = np.sum(corners, 0).argmax(0)[None]
+    leader = np.sum(np.stack(corners), 0).argmax(0)[None]
     margin = np.float32(_MARGIN) * np.abs(scores_Nhw).max()
     possible = np.zeros(scores_Nhw.shape, bool)
     for corner in corners:
