@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import ROOT, SEGMENT, TRAIN, Cluster, draw_pictures, kill_when
+from ray_cluster import ROOT, SEGMENT, Cluster, draw_pictures
 
 from stego_core.masks.verify import row_digests, verify_output
 
@@ -116,18 +116,3 @@ def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
         "duplicated": 0,
         "changed": 0,
     }
-
-
-@pytest.mark.slow
-def test_a_training_killed_at_several_moments_ends_with_the_same_model(
-    cluster: Cluster, model: Path, data: Path, tmp_path: Path
-) -> None:
-    job = ["train.py", "--data.root", str(data), *TRAIN, "--train.checkpoint-every", "5"]
-    out = tmp_path / "killed"
-    steps = ("mine.json", "checkpoints/*/*/step-00000005", "checkpoints/*/*/step-00000020")
-    for pattern in steps:
-        process = cluster.start(*job, "--out", str(out))
-        kill_when(process, lambda pattern=pattern: list(out.glob(pattern)))
-    cluster.run(*job, "--out", str(out))
-    name = "model/model.safetensors"
-    assert (out / name).read_bytes() == (model / name).read_bytes()
