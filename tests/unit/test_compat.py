@@ -27,9 +27,9 @@ from stego_core.config.load import fingerprint
 from stego_core.config.schema import (
     BackboneConfig,
     EvaluateJob,
+    LabelMapConfig,
     MineJob,
     NeighborsConfig,
-    PredictConfig,
     SegmentJob,
     TrainJob,
     ViewConfig,
@@ -81,7 +81,7 @@ def test_nearest_images_resizes_for_training_and_for_prediction_without_blending
         lambda nearest: WholeImage(resolution=16, patch=8, nearest=nearest)(image, 7),
         lambda nearest: _prepare(
             EvaluateJob(
-                predict=PredictConfig(resolution=16),
+                predict=LabelMapConfig(resolution=16),
                 compat=EvaluateCompat(nearest_images=nearest),
             ),
             8,
@@ -305,7 +305,7 @@ def test_centre_crop_scores_the_centre_square_at_the_resolution_of_prediction(tm
     found, pixels = {}, {}
     for on in (False, True):
         job = EvaluateJob(
-            predict=PredictConfig(resolution=32), compat=EvaluateCompat(centre_crop=on)
+            predict=LabelMapConfig(resolution=32), compat=EvaluateCompat(centre_crop=on)
         )
         pixels[on] = _batch(_prepare(job, 16)(image, 7))
         h, w = pixels[on].shape[1:3]
@@ -390,7 +390,9 @@ def test_the_seed_matters_to_mining_with_dropout_only():
 def test_the_switch_of_segmentation_is_part_of_its_record(tmp_path):
     model_folder(tmp_path)
     records = [
-        segment._record(SegmentJob(compat=ImageCompat(nearest_images=on)), str(tmp_path), data="d")
+        segment._record(
+            SegmentJob(compat=ImageCompat(nearest_images=on)), str(tmp_path), source="d"
+        )
         for on in (False, True)
     ]
     assert records[0] != records[1]
