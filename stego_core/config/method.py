@@ -33,8 +33,9 @@ class HeadConfig(Strict):
     """Principal components of the features that teacher and head see, each scaled to variance 1;
     the head starts as the identity on them. 0 leaves features as they are, as the paper does."""
     consistent: bool = True
-    """Scale whitened directions by how well matched tokens of neighbouring views agree in them;
-    once before training, once on the trained codes. Not used without `whiten`."""
+    """Rank neighbours anew in whitened space, and scale directions by how well matched tokens of
+    neighbouring views agree in them: once before training, once on the trained codes. Not used
+    without `whiten`."""
     smooth: NonNegativeFloat = 0.2
     """Temperature at which an image's tokens share their codes with tokens of similar features,
     when clusters are fitted and images segmented; 0 leaves each code as it is."""
@@ -136,7 +137,8 @@ class ClustersConfig(Strict):
     """Fit this many times the clusters, then merge them by average linkage; a merged cluster
     keeps all its centroids."""
     restarts: Positive = 8
-    """k-means++ starts; the one with the highest mean cosine is kept."""
+    """k-means++ starts; the best by mean cosine, and by agreement of neighbours where `head.consistent`
+    matches them, is kept."""
     background: Fraction = 0.1
     """Share of the weight that tokens of low objectness (what surrounds things) have together when
     clusters are fitted; 1 weighs all tokens alike."""
