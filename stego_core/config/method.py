@@ -137,8 +137,8 @@ class ClustersConfig(Strict):
     """Fit this many times the clusters, then merge them by average linkage; a merged cluster
     keeps all its centroids."""
     restarts: Positive = 8
-    """k-means++ starts; the best by mean cosine, and by agreement of neighbours where `head.consistent`
-    matches them, is kept."""
+    """k-means++ starts; the best by mean cosine is kept, and where `head.consistent` matches
+    neighbours by their agreement too."""
     background: Fraction = 0.1
     """Share of the weight that tokens of low objectness (what surrounds things) have together when
     clusters are fitted; 1 weighs all tokens alike."""
