@@ -19,7 +19,7 @@ WORKERS = 2
 
 
 def job_of(**loss):
-    return train_job(train={"steps": 5}, loss=loss)
+    return train_job(train={"steps": 5, "head_lr": 5e-4}, loss=loss)
 
 
 def trained(folder, rank, num_workers, job):
