@@ -155,5 +155,6 @@ def test_the_doctor_tells_a_wrong_bucket_from_wrong_keys(
         assert lines["input"].startswith("fail"), done.stdout
         assert uri in lines["input"]
         texts.append(lines["input"].replace(uri, ""))
-        assert lines["out"].startswith("fail"), done.stdout
+        if env:  # this server makes a bucket that is written to
+            assert lines["out"].startswith("fail"), done.stdout
     assert len(set(texts)) == 2
