@@ -111,9 +111,16 @@ class TrainConfig(Strict):
     """Steps between lines of events.jsonl."""
     linear_pixels: Positive = 1024
     """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+    linear_refit: bool = True
+    """With labels: fit the linear probe to its optimum after training, and another one on the
+    frozen features beside it; false keeps the probe that SGD trained, as the paper does."""
     ema: Decay = 0.0
     """Decay of a moving average of the head, which becomes the model in place of the last step's
     head; 0.99 is usual, 0 keeps none."""
+    select: Literal["last", "agreement", "stability", "margin"] = "last"
+    """Which state becomes the model: that after the last step, or the best by a criterion that
+    looks at no label, among those at every `checkpoint_every` steps, the untrained one included.
+    Each is fitted and kept below `candidates/`."""
     reset_probes_at: Positive | None = None
     """After this many batches both probes start anew, with their optimisers (the original's
     `reset_probe_steps`)."""

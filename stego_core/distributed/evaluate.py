@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isnan
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from stego_core.inference.crf import require_crf
 from stego_core.metrics.scores import Scores, score_classes, score_clusters, scored_classes
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
-from stego_core.model.segmenter import CLUSTER, LINEAR
+from stego_core.model.segmenter import CLASSIFIERS, CLUSTER
 from stego_core.storage import fs
 from stego_core.storage.manifest import write_manifest
 from stego_core.storage.run import RunDirectory
@@ -38,6 +38,7 @@ from stego_core.training.views import view_side
 
 logger = logging.getLogger(__name__)
 
+_MATCHINGS: tuple[Literal["hungarian", "many_to_one"], ...] = ("hungarian", "many_to_one")
 _SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -172,16 +173,18 @@ def _report(
     flat: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for head, confusion in totals.items():
-        for matching in ("hungarian", "many_to_one") if head != LINEAR else ("identity",):
-            if head == LINEAR:
-                scores = score_classes(confusion, classes=classes)
-            else:
-                scores = score_clusters(
+        scored: dict[str, Scores] = {}
+        if head in CLASSIFIERS:
+            scored["identity"] = score_classes(confusion, classes=classes)
+        else:
+            for how in _MATCHINGS:
+                scored[how] = score_clusters(
                     confusion,
                     classes=classes,
-                    matching=matching,
+                    matching=how,
                     dropped_extra=job.compat.dropped_extra_clusters,
                 )
+        for matching, scores in scored.items():
             name = head if matching != "many_to_one" else f"{head}.many_to_one"
             flat |= {f"{name}.miou": scores.miou, f"{name}.accuracy": scores.accuracy}
             rows += _rows(job, head, matching, scores)

@@ -20,7 +20,14 @@ from stego_core.inference.crf import refine, upsampled_log_probs
 from stego_core.inference.encode import encode_images
 from stego_core.inference.predict import upsampled_argmax
 from stego_core.metrics.confusion import confusion_matrix
-from stego_core.model.segmenter import BASELINE, CLUSTER, LINEAR, Segmenter, load_segmenter
+from stego_core.model.segmenter import (
+    BASELINE,
+    CLASSIFIERS,
+    CLUSTER,
+    ON_FEATURES,
+    Segmenter,
+    load_segmenter,
+)
 
 # Label values are counted as they are and selected afterwards, so one pass serves every selection.
 MAX_CLASSES = 255
@@ -60,7 +67,7 @@ class EvaluateWorker:
         self._device, self._threads, self._job = device, threads, job
         self._heads = [CLUSTER]
         self._heads += [BASELINE] if self._segmenter.has_baseline else []
-        self._heads += [LINEAR] if self._segmenter.linear else []
+        self._heads += list(self._segmenter.classifiers)
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Return the unit's receipt: statuses and the confusion matrix of each head."""
@@ -101,7 +108,7 @@ class EvaluateWorker:
                 labels = resize_labels(labels, *pixels.shape[1:3], box=square)
             scored += 1
             for head in self._heads:
-                maps = (features if head == BASELINE else code)[index : index + 1]
+                maps = (features if head in ON_FEATURES else code)[index : index + 1]
                 predicted = self._label_map(head, maps, pixels[index], labels.shape)
                 counts = self._count(labels, predicted, head)
                 confusion[head] = confusion.get(head, 0) + counts
@@ -120,14 +127,14 @@ class EvaluateWorker:
             height=height,
             width=width,
             alpha=self._job.predict.alpha,
-            is_cosine=head != LINEAR,
+            is_cosine=head not in CLASSIFIERS,
         )
         refined = refine(pixels, log_probs, self._job.predict.crf)
         return resize_labels(refined, shape[0], shape[1])
 
     def _count(self, labels: np.ndarray, predicted: np.ndarray, head: str) -> np.ndarray:
-        # The linear probe predicts class ids: a square matrix. Clusters have ids of their own.
-        columns = MAX_CLASSES if head == LINEAR else self._segmenter.num_clusters
+        # Linear probes predict class ids: a square matrix. Clusters have ids of their own.
+        columns = MAX_CLASSES if head in CLASSIFIERS else self._segmenter.num_clusters
         return confusion_matrix(labels, predicted, num_classes=MAX_CLASSES, num_clusters=columns)
 
 

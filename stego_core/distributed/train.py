@@ -18,6 +18,7 @@ from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
+from stego_core.distributed.selection import Candidates
 from stego_core.distributed.training_data import trained_card, training_data
 from stego_core.errors import ClusterError, StegoError
 from stego_core.model.checkpoint import load_tensors
@@ -27,7 +28,6 @@ from stego_core.storage import fs
 from stego_core.storage.feature_store import read_views
 from stego_core.storage.run import RunDirectory
 from stego_core.training.choose import with_cluster_count
-from stego_core.training.fit import fit
 from stego_core.training.loop import train
 from stego_core.training.state import find_checkpoint
 
@@ -115,6 +115,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             "job": job,
             "mined": mined,
             "run_uri": run.uri,
+            "candidates_uri": run.path("candidates", key),
             "threads": actors.threads,
             "device": actors.device,
             "resume": resume,
@@ -203,10 +204,9 @@ def _worker(config: dict[str, Any]) -> None:
     views = read_views(mined.store_uri, mined.manifest.num_units)
     data = training_data(job, mined, views, context, device=device)
     job = with_cluster_count(job, data, context)
-    model = train(job, data, context, device=device)
-
-    def save(folder: str) -> None:
-        tensors = fit(job, model, data)
-        save_segmenter(folder, tensors, trained_card(job, mined, views, data))
-
-    context.checkpoint(job.train.steps + 1, save)
+    card = trained_card(job, mined, views, data)
+    candidates = Candidates(config["candidates_uri"], job, data, card, context)
+    model = train(job, data, context, device=device, visit=candidates.visit)
+    context.checkpoint(
+        job.train.steps + 1, lambda folder: save_segmenter(folder, *candidates.choose(model))
+    )

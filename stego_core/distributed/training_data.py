@@ -20,7 +20,7 @@ from stego_core.neighbors.rerank import rerank_neighbors
 from stego_core.neighbors.table import neighbor_indices, read_table
 from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views
-from stego_core.training.calibration import calibrate
+from stego_core.training.calibration import KINDS, calibrate
 from stego_core.training.fit import sample_tokens
 from stego_core.training.loop import TrainContext, TrainData
 from stego_core.training.matching import match_tokens
@@ -55,8 +55,10 @@ def training_data(
         num_classes = labels.num_classes()
         labels = labels if num_classes else None
     check_sources(job.loss, has_labels=labels is not None)
-    calibration = calibrate(seen, neighbors, seed=job.seed)
-    context.event("calibration", **asdict(calibration))
+    given = {kind: getattr(job.loss, kind).shift for kind in KINDS}
+    is_fixed = job.loss.shifts == "fixed"
+    calibration = calibrate(seen, neighbors, seed=job.seed, shifts=given if is_fixed else None)
+    context.event("calibration", mode=job.loss.shifts, **asdict(calibration))
     return TrainData(
         features=features,
         neighbors=neighbors,

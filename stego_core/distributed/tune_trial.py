@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from ray import tune
 
@@ -22,16 +21,17 @@ from stego_core.config.schema import DataConfig, TrainJob
 from stego_core.config.trials import Trial
 from stego_core.distributed.labelled import LabelledStore
 from stego_core.distributed.mine import Mined
+from stego_core.distributed.selection import Candidates, feature_channels, judge
 from stego_core.distributed.training_data import trained_card, training_data
 from stego_core.errors import StegoError
-from stego_core.inference.scoring import head_on_features, measure_criteria
+from stego_core.inference.scoring import head_on_features
 from stego_core.metrics.scores import score_clusters, scored_classes
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.storage.feature_store import read_views
 from stego_core.training.choose import with_cluster_count
 from stego_core.training.fit import fit
-from stego_core.training.loop import TrainData, train
+from stego_core.training.loop import train
 from stego_core.training.optional import needs_labels
 from stego_core.training.state import find_checkpoint
 
@@ -152,26 +152,28 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
     data = training_data(job, mined, views, context, device=study.device)
     job = with_cluster_count(job, data, context)
     card = trained_card(job, mined, views, data)
+    candidates = Candidates(trial_uri(study.uri, trial.key, "candidates"), job, data, card, context)
     reached = context.reached()
     for step in (rung for rung in study.rungs if reached <= rung < job.train.steps):
-        model = train(_until(job, step), data, context, device=study.device)
+        until = _until(job, step)
+        model = train(until, data, context, device=study.device, visit=candidates.visit)
         rough = replace(
             job.clusters,
             restarts=min(_RUNG_RESTARTS, job.clusters.restarts),
             sample=min(_RUNG_SAMPLE, job.clusters.sample),
         )
         tensors = fit(replace(job, clusters=rough), model, data)
-        value = _criteria(study, tensors, card, data)[study.criterion]
+        value = judge(tensors, card, data, seed=study.seed)[study.criterion]
         record["rungs"].append([step, value])
         seconds = round(time.monotonic() - started_s, 2)
         stopped = record | {"status": STOPPED, "steps": step, "seconds": seconds}
         tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})
-    model = train(job, data, context, device=study.device)
-    tensors = fit(job, model, data)
+    model = train(job, data, context, device=study.device, visit=candidates.visit)
+    tensors, card = candidates.choose(model)
     save_segmenter(trial_uri(study.uri, trial.key, "model"), tensors, card)
-    record["criteria"] = _criteria(study, tensors, card, data)
+    record["criteria"] = judge(tensors, card, data, seed=study.seed)
     if trial.key in study.labelled:
-        head = head_on_features(tensors, card, _width(data))
+        head = head_on_features(tensors, card, feature_channels(data))
         counts = study.labelled[trial.key].confusion(head)
         scores = score_clusters(counts, classes=scored_classes(study.data, counts))
         record["scores"] = {"miou": round(scores.miou, 4), "accuracy": round(scores.accuracy, 4)}
@@ -185,16 +187,3 @@ def _folder(mined: Mined) -> str:
 def _until(job: TrainJob, step: int) -> TrainJob:
     """Return a training that ends at a step; the draws of its steps are those of the whole one."""
     return replace(job, train=replace(job.train, steps=step))
-
-
-def _width(data: TrainData) -> int:
-    return int(data.features.read(np.zeros(1, np.int64)).shape[1])
-
-
-def _criteria(
-    study: Study, tensors: dict[str, Any], card: dict[str, Any], data: TrainData
-) -> dict[str, float]:
-    head = head_on_features(tensors, card, _width(data))
-    nearest = data.neighbors[:, 0]
-    found = measure_criteria(head, data.features.read, nearest, seed=study.seed)
-    return {name: round(value, 6) for name, value in found.items()}

@@ -25,7 +25,11 @@ from stego_core.model.whitening import Whitening
 from stego_core.storage import fs
 from stego_core.storage.names import below
 
-CLUSTER, LINEAR, BASELINE = "cluster", "linear", "baseline_kmeans"
+CLUSTER, LINEAR = "cluster", "linear"
+BASELINE, BASELINE_LINEAR = "baseline_kmeans", "baseline_linear"
+# What predicts class ids, by the prefix of its tensors; the others predict clusters.
+CLASSIFIERS = (LINEAR, BASELINE_LINEAR)
+ON_FEATURES = (BASELINE, BASELINE_LINEAR)  # these take features, the others codes
 
 
 class Segmenter(nn.Module):
@@ -35,8 +39,9 @@ class Segmenter(nn.Module):
         backbone: frozen features.
         tensors: `head.*`, `clusters` (N, K); where clusters were merged `merge`, the cluster of
             each row of `clusters`; where it was fitted `baseline` (N, C); with labels
-            `linear.weight` (classes, K) and `linear.bias`; with whitening `whitening.mean` (C,)
-            and `whitening.projection` (D, C).
+            `linear.weight` (classes, K) and `linear.bias`, and where it was fitted
+            `baseline_linear.weight` (classes, C) and `.bias`; with whitening `whitening.mean`
+            (C,) and `whitening.projection` (D, C).
         card: what was read from `model.json`.
 
     Raises:
@@ -72,9 +77,11 @@ class Segmenter(nn.Module):
         self.has_baseline = "baseline" in tensors  # an imported model has none
         if self.has_baseline:
             self.register_buffer("baseline", F.normalize(tensors["baseline"], dim=1))
-        self.linear: tuple[Tensor, Tensor] | None = None
-        if "linear.weight" in tensors:
-            self.linear = (tensors["linear.weight"], tensors["linear.bias"])
+        self.classifiers = {
+            name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+            for name in CLASSIFIERS
+            if f"{name}.weight" in tensors
+        }
         self._check_shapes()
         self.requires_grad_(False).eval()
 
@@ -95,10 +102,10 @@ class Segmenter(nn.Module):
         merge = buffers.get("merge")
         if merge is not None and merge.shape != buffers["clusters"].shape[:1]:
             wrong.append("merge")
-        if self.linear is not None:
-            weight, bias = self.linear
-            if weight.shape[:1] != bias.shape or weight.shape[1] != width:
-                wrong.append("linear")
+        for name, (weight, bias) in self.classifiers.items():
+            channels = self.backbone.width if name in ON_FEATURES else width
+            if weight.shape[:1] != bias.shape or weight.shape[1] != channels:
+                wrong.append(name)
         if wrong or not self.num_clusters:
             names = ", ".join(wrong) or "clusters"
             raise CheckpointError(f"tensors of another shape than the head's: {names}")
@@ -137,13 +144,13 @@ class Segmenter(nn.Module):
         that of the cosines of the upsampled code, without ever upsampling K channels.
 
         Args:
-            maps_BChw: code for `cluster` and `linear`, features for `baseline_kmeans`.
-            kind: which of the three.
+            maps_BChw: code for `cluster` and `linear`, features for the `baseline_*`.
+            kind: which of the four.
         """
-        if kind == LINEAR:
-            if self.linear is None:
-                raise CheckpointError("the model has no linear probe: it was trained unlabelled")
-            weight, bias = self.linear
+        if kind in CLASSIFIERS:
+            if kind not in self.classifiers:
+                raise CheckpointError(f"the model has no {kind}: it was trained unlabelled")
+            weight, bias = self.classifiers[kind]
             return torch.einsum("bkhw,nk->bnhw", maps_BChw, weight.to(maps_BChw)) + bias.to(
                 maps_BChw
             ).view(1, -1, 1, 1)

@@ -22,6 +22,7 @@ from stego_core.training.views import FeatureSource
 KINDS = ("self", "knn", "random")
 # Share of the random pairs of points that attract each other (ADR 0009 has the trials).
 ATTRACTED = 0.03
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _VIEWS = 96
 _GRID = 8  # points along each axis: as many pairs as matter for a quantile, at little cost
 
@@ -33,21 +34,30 @@ class Calibration:
     Attributes:
         shifts: b of each kind of pair.
         means: mean correspondence of each kind.
-        quantiles: 5, 25, 50, 75 and 95 % of the correspondences of each kind.
+        quantiles: `QUANTILES` of the correspondences of each kind.
+        attracted: share of the pairs of each kind that are above its shift, [0, 1].
     """
 
     shifts: dict[str, float]
     means: dict[str, float]
     quantiles: dict[str, list[float]]
+    attracted: dict[str, float]
 
 
-def calibrate(features: FeatureSource, neighbors_VN: np.ndarray, *, seed: int) -> Calibration:
+def calibrate(
+    features: FeatureSource,
+    neighbors_VN: np.ndarray,
+    *,
+    seed: int,
+    shifts: dict[str, float] | None = None,
+) -> Calibration:
     """Measure the correspondences of the views and choose the shifts.
 
     Args:
         features: of the views, as teacher and head see them.
         neighbors_VN: (V, N) views, `NONE` where there are fewer.
         seed: of the sample.
+        shifts: of each kind, where they are given; they are measured, not chosen.
     """
     generator = np.random.default_rng([seed, 3])
     count = min(_VIEWS, len(neighbors_VN))
@@ -55,16 +65,24 @@ def calibrate(features: FeatureSource, neighbors_VN: np.ndarray, *, seed: int) -
     nearest = np.where(neighbors_VN[anchors, 0] == NONE, anchors, neighbors_VN[anchors, 0])
     own, near = _thin(features.read(anchors)), _thin(features.read(nearest))
     partners = derangement(count, torch.Generator().manual_seed(seed))
-    means, quantiles = {}, {}
-    shift = 0.0
-    for kind, other in zip(KINDS, (own, near, own[partners]), strict=True):
-        values = correspondence(own, other)
-        means[kind] = round(float(values.mean()), 4)
-        ordered = np.sort(values.numpy().ravel())
-        quantiles[kind] = [round(_quantile(ordered, q), 4) for q in (0.05, 0.25, 0.5, 0.75, 0.95)]
-        if kind == "random":
-            shift = round(_quantile(ordered, 1 - ATTRACTED), 4)
-    return Calibration(dict.fromkeys(KINDS, shift), means, quantiles)
+    ordered = {
+        kind: np.sort(correspondence(own, other).numpy().ravel())
+        for kind, other in zip(KINDS, (own, near, own[partners]), strict=True)
+    }
+    if shifts is None:
+        shifts = dict.fromkeys(KINDS, round(_quantile(ordered["random"], 1 - ATTRACTED), 4))
+    return Calibration(
+        shifts=shifts,
+        means={kind: round(float(values.mean()), 4) for kind, values in ordered.items()},
+        quantiles={
+            kind: [round(_quantile(values, share), 4) for share in QUANTILES]
+            for kind, values in ordered.items()
+        },
+        attracted={
+            kind: round(float((values > shifts[kind]).mean()), 4)
+            for kind, values in ordered.items()
+        },
+    )
 
 
 def _thin(maps_BChw: Tensor) -> Tensor:

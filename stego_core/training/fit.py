@@ -18,8 +18,10 @@ from stego_core.model.kmeans import spherical_kmeans
 from stego_core.model.merging import merge_centroids
 from stego_core.model.modularity import raise_modularity
 from stego_core.model.objectness import background_weights, measure_objectness
+from stego_core.model.segmenter import BASELINE_LINEAR, LINEAR
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.whitening import principal_scaling
+from stego_core.training.linear import fit_linear, labelled_points
 from stego_core.training.loop import TrainData
 from stego_core.training.matching import Matches, match_tokens
 from stego_core.training.step import Trainable
@@ -87,6 +89,11 @@ class _Maps:
         """Return smoothed codes (B, K, h, w)."""
         return self.read(views)[3]
 
+    def labelled(self, views: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return smoothed codes and features: what linear probes are fitted on."""
+        features, _, _, smooth = self.read(views)
+        return smooth, features
+
     def _pull(self, features_BChw: Tensor, views: np.ndarray) -> Tensor:
         """Return what tends to be higher on things: likeness to the class token, or the centre."""
         if self._data.class_tokens is not None:
@@ -103,9 +110,9 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
 
     The cluster probe is refitted by spherical k-means on projected, smoothed codes, because the
     probe that SGD trains from random vectors loses clusters that it never finds again; no label is
-    looked at. The projection is folded into the head's last layers, and into the linear probe,
-    which gives the same scores as before. The baseline is k-means on the frozen features, all
-    tokens alike: what the head has to beat.
+    looked at. The projection is folded into the head's last layers. The baseline is k-means on the
+    frozen features, all tokens alike: what the head has to beat. With labels both get a linear
+    probe, which nothing else depends on.
     """
     maps = _Maps(job, model, data)
     features, pull, codes, smoothed = _sample(
@@ -133,7 +140,7 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     tensors |= clusters | {"baseline": baseline.centroids}
     if model.whitening is not None:
         tensors |= {f"whitening.{k}": v for k, v in model.whitening.state_dict().items()}
-    tensors |= _linear_probe(model, mean, projection)
+    tensors |= _linear_probe(job, model, data, maps, mean, projection)
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
 
@@ -188,14 +195,38 @@ def _code_projection(codes_TK: Tensor, matches: Matches | None) -> tuple[Tensor,
     return mean, projection
 
 
-def _linear_probe(model: Trainable, mean_K: Tensor, projection_KK: Tensor) -> dict[str, Tensor]:
-    """Return the linear probe for projected codes, which gives the scores that it gave before."""
+def _linear_probe(
+    job: TrainJob, model: Trainable, data: TrainData, maps: _Maps, mean_K: Tensor, to_KK: Tensor
+) -> dict[str, Tensor]:
+    """Return the linear probe for projected codes, and where it is fitted that for features."""
     if model.linear_probe is None:
         return {}
+    if job.train.linear_refit and data.labels is not None:
+        kinds, labels = labelled_points(
+            maps.labelled,
+            data.labels,
+            len(data.neighbors),
+            side=data.side,
+            seed=job.seed,
+            count=job.clusters.sample,
+        )
+        if len(labels):
+            codes, features = kinds
+            probes = {LINEAR: (codes - mean_K) @ to_KK.T, BASELINE_LINEAR: features}
+            fitted = {
+                name: fit_linear(points, labels, data.num_classes)
+                for name, points in probes.items()
+            }
+            return {
+                f"{name}.{part}": tensor
+                for name, parts in fitted.items()
+                for part, tensor in zip(("weight", "bias"), parts, strict=True)
+            }
+    # The probe that SGD trained, so that it gives the scores that it gave before.
     classifier = model.linear_probe.classifier
     assert classifier.bias is not None  # noqa: S101 - the probe is built with one
     weight = classifier.weight.flatten(1).cpu()
     return {
-        "linear.weight": weight @ torch.linalg.pinv(projection_KK),
+        "linear.weight": weight @ torch.linalg.pinv(to_KK),
         "linear.bias": classifier.bias.cpu() + weight @ mean_K,
     }

@@ -77,11 +77,26 @@ class TrainData:
     pixels: FromBackbone | None = None
 
 
-def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str) -> Trainable:
+def train(
+    job: TrainJob,
+    data: TrainData,
+    context: TrainContext,
+    *,
+    device: str,
+    visit: Callable[[int, Trainable], None] | None = None,
+) -> Trainable:
     """Train head and probes; return them on every worker.
 
     Steps are counted in batches. A run that was interrupted continues from its newest checkpoint
     with exactly the batches that would have followed.
+
+    Args:
+        job: the configuration.
+        data: what is trained on.
+        context: of this worker.
+        device: of torch.
+        visit: called with the steps done and the model before the first step, after each
+            checkpoint, and again where an interrupted run continues; not after the last step.
     """
     model = Trainable(
         job,
@@ -103,6 +118,8 @@ def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str)
     model.train()
     started_s = time.monotonic()
     for step in range(first, job.train.steps):
+        if visit is not None and step % job.train.checkpoint_every == 0:
+            visit(step, model)
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()

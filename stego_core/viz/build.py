@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
 from stego_core.storage.parquet import plain_table, refuse_extensions
 from stego_core.storage.run import RunDirectory
+from stego_core.viz.calibration import CalibrationFacts, read_calibration
 from stego_core.viz.report import ReportFacts, ReportImage, write_report
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
             ("seed", str(training["seed"])),
             ("shifts", json.dumps(training["shifts"])),
         ]
+    events = list(_events(job.model))
     metrics: dict[str, float] = {}
     if job.metrics is not None:
         metrics = RunDirectory(job.metrics, job="report").read_json("metrics.json") or {}
@@ -130,8 +132,9 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
         rows=rows,
         metrics=metrics,
         quarantine=_quarantine(source),
-        curves=_curves(job.model),
+        curves=_curves(events),
         query=query_line(job.masks),
+        calibration=_calibration(events),
     )
 
 
@@ -155,17 +158,29 @@ def _quarantine(source: RunDirectory) -> list[tuple[str, str, str]]:
     return [(r["image_uri"], r["reason"], r["detail"] or "") for r in table.to_pylist()]
 
 
-def _curves(model_uri: str) -> dict[str, list[tuple[int, float]]]:
-    curves: dict[str, dict[int, float]] = {}
+def _events(model_uri: str) -> Iterator[dict[str, Any]]:
+    """Yield what a training recorded, in the order of its files."""
     for name in ("events.jsonl", "events-train.jsonl"):
         for line in (fs.read_if_exists(fs.join(model_uri, name)) or b"").splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
                 continue  # a line that a killed process left unfinished
-            if event.get("event") != "train/step":
-                continue
-            for key in _CURVES:
-                if key in event:  # steps that were done again after a kill replace the first ones
-                    curves.setdefault(key, {})[int(event["step"])] = float(event[key])
+            if isinstance(event, dict):
+                yield event
+
+
+def _curves(events: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, dict[int, float]] = {}
+    for event in events:
+        if event.get("event") != "train/step":
+            continue
+        for key in _CURVES:
+            if key in event:  # steps that were done again after a kill replace the first ones
+                curves.setdefault(key, {})[int(event["step"])] = float(event[key])
     return {key: sorted(points.items()) for key, points in curves.items()}
+
+
+def _calibration(events: Sequence[dict[str, Any]]) -> CalibrationFacts | None:
+    found = [event for event in events if event.get("event") == "calibration"]
+    return read_calibration(found[-1]) if found else None

@@ -17,6 +17,8 @@ import numpy as np
 
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import color_hex
+from stego_core.viz.calibration import CalibrationFacts, correspondences_svg
+from stego_core.viz.curve import CURVE_SIZE, scale_curve
 from stego_core.viz.overlay import (
     NO_CLUSTER_COLOR,
     check_pixels,
@@ -36,8 +38,6 @@ _CROP_SOURCE_BOX = (640, 640)  # crops are cut from a larger copy, so that they 
 _CROP_SIDE = 144
 _CROPS_PER_CLUSTER = 8
 _MAX_QUARANTINE_ROWS = 500
-_MAX_CURVE_POINTS = 500
-_CURVE_SIZE = (300.0, 90.0)
 _OWN_FILE = re.compile(r"\d{6,}-(image|overlay)\.jpg|\d{6,}-mask\.png|cluster-\d{5}-\d\.jpg")
 
 
@@ -68,6 +68,7 @@ class ReportFacts:
         metrics: metric name → value; may be empty.
         quarantine: images that could not be used, (name, reason, detail).
         curves: name → (step, value) pairs, for example of `loss/total`; may be empty.
+        calibration: the training's record of it, if there is one.
         query: a DuckDB line that reads the masks; not shown if empty.
     """
 
@@ -77,6 +78,7 @@ class ReportFacts:
     quarantine: list[tuple[str, str, str]]
     curves: dict[str, list[tuple[int, float]]]
     query: str
+    calibration: CalibrationFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +168,6 @@ class _Clusters:
         return _LegendRow(cluster, self.names[cluster], self.hex[cluster], share)
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    name: str
-    lines: list[str]  # SVG points in a box of `_CURVE_SIZE`; a non-finite value breaks the line
-    low: float
-    high: float
-    last: float
-    first_step: int
-    last_step: int
-
-
 def write_report(
     folder: Path,
     images: Iterable[ReportImage],
@@ -222,8 +213,11 @@ def write_report(
         overall=clusters.overall(len(entries)),
         unused=clusters.unused(),
         no_cluster=color_hex(NO_CLUSTER_COLOR),
-        curves=[_curve(name, points) for name, points in facts.curves.items()],
-        curve_size=_CURVE_SIZE,
+        curves=[scale_curve(name, points) for name, points in facts.curves.items()],
+        curve_size=CURVE_SIZE,
+        calibration_svg=None
+        if facts.calibration is None
+        else correspondences_svg(facts.calibration),
         crop_side=_CROP_SIDE,
         max_quarantine_rows=_MAX_QUARANTINE_ROWS,
     )
@@ -264,27 +258,6 @@ def _write_image(folder: Path, order: int, image: ReportImage, clusters: _Cluste
     (folder / f"{entry.stem}-overlay.jpg").write_bytes(encode_jpeg(drawn))
     mask_image(labels, clusters.colors).save(folder / f"{entry.stem}-mask.png")
     return entry
-
-
-def _curve(name: str, points: list[tuple[int, float]]) -> _Curve:
-    """Scale a curve into the box; many points become the means of equal runs of them."""
-    ordered = sorted(points, key=lambda point: point[0])
-    size = max(math.ceil(len(ordered) / _MAX_CURVE_POINTS), 1)
-    runs = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    means = [(run[-1][0], sum(value for _, value in run) / len(run)) for run in runs]
-    finite = [value for _, value in means if math.isfinite(value)]
-    low, high = min(finite, default=math.nan), max(finite, default=math.nan)
-    first, last = (means[0][0], means[-1][0]) if means else (0, 0)
-    lines: list[list[str]] = [[]]
-    for step, value in means:
-        if not math.isfinite(value):
-            lines.append([])
-            continue
-        x = _CURVE_SIZE[0] * ((step - first) / (last - first) if last > first else 0.5)
-        y = _CURVE_SIZE[1] * ((high - value) / (high - low) if high > low else 0.5)
-        lines[-1].append(f"{x:.1f},{y:.1f}")
-    end = ordered[-1][1] if ordered else math.nan
-    return _Curve(name, [" ".join(line) for line in lines if line], low, high, end, first, last)
 
 
 def _percent(share: float) -> str:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.ray
 OPTIONS = [
     *("--train.ema", "0.8", "--loss.energy", "smooth", "--loss.shifts", "adaptive"),
     *("--loss.local", "0.2", "--clusters.count", "0", "--clusters.over", "2", "--workers", "2"),
+    *("--train.select", "agreement"),
 ]
 
 
@@ -35,6 +36,11 @@ def test_a_model_of_many_options_trains_on_two_workers_and_segments(
     tensors = load_file(run / "model" / "model.safetensors")
     assert len(tensors["clusters"]) == len(tensors["merge"]) == 2 * choice["count"]
     assert set(tensors["merge"]) == set(range(choice["count"]))
+    judged = [event for event in events if event["event"] == "train/candidate"]
+    assert [event["step"] for event in judged] == [0, 10, 20, 30]
+    card = json.loads((run / "model" / "model.json").read_text())
+    chosen = max(judged, key=lambda event: event["agreement"])
+    assert card["training"]["steps"] == chosen["step"]
     plan = cluster.run(*train, "--dry-run")
     assert f"{choice['count']} clusters (chosen by silhouette" in plan.stdout + plan.stderr
     common = ["--input", str(data / "imgs" / "val"), "--model", str(run), *SEGMENT]

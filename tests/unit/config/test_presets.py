@@ -74,7 +74,7 @@ def test_the_paper_s_way_uses_none_of_this_project_s_departures(name):
     assert (job.head.whiten, job.head.smooth) == (0, 0)
     assert not job.neighbors.exclude_own
     assert job.loss.shifts == "fixed"
-    assert job.clusters.refit == "none"
+    assert (job.clusters.refit, job.train.linear_refit) == ("none", False)
     assert job.train.steps == 5000
     assert (job.train.head_lr, job.train.probe_lr) == (5e-4, 5e-3)
     assert (job.loss.samples, job.loss.negatives, job.neighbors.used) == (11, 5, 7)

@@ -126,7 +126,7 @@ def test_upsampled_products_have_the_argmax_of_the_cosines_of_the_upsampled_code
 
 def test_upsampled_logits_have_the_argmax_of_the_linear_probe_on_the_upsampled_code(segmenter):
     code = drawn(1, 6, 4, 5, seed=8)
-    weight, bias = (tensor.double() for tensor in segmenter.linear)
+    weight, bias = (tensor.double() for tensor in segmenter.classifiers["linear"])
     logits = torch.einsum("khw,nk->nhw", resized(code[0], 30, 41), weight) + bias[:, None, None]
     found = upsampled_argmax(segmenter.products(code, "linear")[0], 30, 41)
     clear = decided(logits)

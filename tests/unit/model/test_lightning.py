@@ -130,7 +130,7 @@ def test_a_model_without_probe_or_baseline_says_so_when_asked(tmp_path):
     _, path = tiny(tmp_path / "c.ckpt", linear=False)
     model = load_segmenter(str(imported(path, tmp_path / "run")))
     assert not model.has_baseline
-    assert model.linear is None
+    assert not model.classifiers
     for kind in ("linear", "baseline_kmeans"):
         with pytest.raises(CheckpointError, match="the model has no"):
             model.products(torch.zeros(1, 6, 2, 2), kind)

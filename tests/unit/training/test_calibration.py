@@ -44,9 +44,17 @@ def test_three_in_a_hundred_random_pairs_lie_above_the_shift():
     values = correspondence(maps, maps.roll(7, 0))
     above = (values > found.shifts["random"]).float().mean().item()
     assert above == pytest.approx(0.03, abs=0.005)
+    assert found.attracted["random"] == pytest.approx(0.03, abs=0.001)
     assert len(set(found.shifts.values())) == 1
     for quantiles in found.quantiles.values():
         assert quantiles == sorted(quantiles)
+
+
+def test_given_shifts_are_kept_and_the_pairs_above_them_counted():
+    given = {"self": 0.5, "knn": 0.2, "random": 0.4}
+    found = calibrate(FakeFeatures(planted(12, 0.3)), ring_neighbors(12), seed=0, shifts=given)
+    assert found.shifts == given
+    assert found.attracted == {"self": 1.0, "knn": 1.0, "random": 0.0}
 
 
 def test_seed_and_views_alone_decide_the_result():

@@ -68,7 +68,9 @@ def test_the_clusters_of_codes_and_of_features_are_the_planted_ones():
 def test_the_codes_of_the_fitted_head_are_white_and_its_linear_probe_scores_as_before():
     maps, _ = field(60, noise=0.4)
     features = torch.from_numpy(maps).float()
-    job = train_job(clusters={"sample": 10**6}, head={"consistent": False})
+    job = train_job(
+        clusters={"sample": 10**6}, head={"consistent": False}, train={"linear_refit": False}
+    )
     model = model_of(job, num_classes=4)
     tensors = fit(job, model, data_of(maps))
     code = code_of(job, tensors, features).transpose(0, 1).flatten(1)

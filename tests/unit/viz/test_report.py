@@ -15,7 +15,7 @@ from PIL import Image
 
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import cluster_colors, color_hex
-from stego_core.viz import report
+from stego_core.viz.curve import scale_curve
 from stego_core.viz.report import ReportFacts, ReportImage, write_report
 
 NAMES = ["sky", "grass", "water", "rock"]
@@ -241,7 +241,7 @@ def test_a_curve_with_nothing_to_scale_by_is_still_drawn(tmp_path: Path, points)
 
 def test_a_long_curve_is_drawn_by_the_means_of_equal_runs(tmp_path: Path):
     points = [(step, float(step % 4)) for step in range(2000)]
-    curve = report._curve("loss", points)
+    curve = scale_curve("loss", points)
     assert sum(len(line.split()) for line in curve.lines) == 500
     assert (curve.low, curve.high, curve.last) == (1.5, 1.5, 3.0)
 
