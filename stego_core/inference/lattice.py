@@ -40,22 +40,28 @@ class Lattice:
         self._splat, self._slice, vertices_V = _weights(keys_rP, weights_rP, key_bits)
         self._pairs = [_neighbours(vertices_V, stride) for stride in strides]
         self.num_vertices = len(vertices_V)
+        self._spare = (vertices_V.new_empty(0, 0, dtype=torch.float32),) * 2
 
-    def filter(self, values_PC: Tensor) -> Tensor:
+    def filter(self, values_PC: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Return the sum over all points of Gaussian times value, up to a constant factor.
 
         Args:
             values_PC: float32, contiguous.
+            out: what to write to, `values_PC` too; None takes fresh memory.
 
         Returns:
             (P, C) float32.
         """
-        now = torch.mm(self._splat, values_PC)
-        spare = torch.empty_like(now)
+        size = (self.num_vertices, values_PC.shape[1])
+        if self._spare[0].shape != size:
+            # Kept from call to call: fresh memory of this size costs about as much as the products.
+            self._spare = (values_PC.new_empty(size), values_PC.new_empty(size))
+        now, spare = self._spare
+        torch.mm(self._splat, values_PC, out=now)
         for pairs in self._pairs:  # half of both neighbours along one direction after the other
             torch.addmm(now, pairs, now, alpha=0.5, out=spare)
             now, spare = spare, now
-        return torch.mm(self._slice, now)
+        return torch.mm(self._slice, now, out=out)
 
 
 def _enclosing(features_dP: Tensor) -> tuple[Tensor, Tensor, Tensor]:

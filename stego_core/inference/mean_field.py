@@ -56,11 +56,11 @@ def refine_mean_field(
         if len(kept) == 1:
             return kept.expand(height * width).view(height, width).clone()
         scores_CP, share_C1 = _channels(log_probs_NHW, kept)
-        bilateral = _Bilateral(pixels_HW3)
+        bilateral = _Bilateral(pixels_HW3, len(scores_CP))
         gaussian = _Gaussian(height, width, scores_CP)
         skipped = () if is_exact else _EXTRAPOLATED
         q_CP = torch.softmax(scores_CP, 0)
-        earlier_CP = message_CP = logits_CP = torch.empty_like(scores_CP)
+        earlier_CP, message_CP, logits_CP = (torch.empty_like(scores_CP) for _ in range(3))
         gap = 1  # iterations between the two latest messages
         for iteration in range(ITERATIONS):
             if iteration in skipped:
@@ -68,7 +68,7 @@ def refine_mean_field(
                 logits_CP += gaussian(q_CP)
             else:
                 gap = 2 if iteration - 1 in skipped else 1
-                earlier_CP, message_CP = message_CP, bilateral(q_CP)
+                earlier_CP, message_CP = message_CP, bilateral(q_CP, out=earlier_CP)
                 torch.add(message_CP, gaussian(q_CP), out=logits_CP)
             torch.addcmul(scores_CP, logits_CP, share_C1, out=logits_CP)
             torch.softmax(logits_CP, 0, out=q_CP)
@@ -100,21 +100,22 @@ def _channels(log_probs_NHW: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 class _Bilateral:
     """Messages between pixels that are near in place and colour."""
 
-    def __init__(self, pixels_HW3: Tensor) -> None:
+    def __init__(self, pixels_HW3: Tensor, num_channels: int) -> None:
         height, width, _ = pixels_HW3.shape
         features = pixels_HW3.new_empty((5, height, width), dtype=torch.float32)
         features[0] = torch.arange(width, device=features.device) / BILATERAL_SXY
         features[1] = torch.arange(height, device=features.device)[:, None] / BILATERAL_SXY
         features[2:] = pixels_HW3.permute(2, 0, 1) / BILATERAL_SRGB
         self._lattice = Lattice(features.flatten(1))
+        self._values_PC = features.new_empty(height * width, num_channels)
         # Half of the weight before, half after filtering: the normalisation is symmetric.
         ones = features.new_ones(height * width, 1)
         self._norm_P = math.sqrt(BILATERAL_COMPAT) * self._lattice.filter(ones)[:, 0].rsqrt()
 
-    def __call__(self, q_CP: Tensor) -> Tensor:
-        values_PC = q_CP.new_empty(q_CP.shape[1], len(q_CP))
-        torch.mul(q_CP, self._norm_P, out=values_PC.T)
-        return self._lattice.filter(values_PC).T.mul(self._norm_P).contiguous()
+    def __call__(self, q_CP: Tensor, *, out: Tensor) -> Tensor:
+        torch.mul(q_CP, self._norm_P, out=self._values_PC.T)
+        filtered_PC = self._lattice.filter(self._values_PC, out=self._values_PC)
+        return torch.mul(filtered_PC.T, self._norm_P, out=out)
 
 
 class _Gaussian:
