@@ -22,7 +22,7 @@ from stego_core.config.schema import DataConfig, TrainJob
 from stego_core.config.trials import Trial
 from stego_core.distributed.labelled import LabelledStore
 from stego_core.distributed.mine import Mined
-from stego_core.distributed.training_data import trained_card, training_data
+from stego_core.distributed.training_data import local_features, trained_card, training_data
 from stego_core.errors import StegoError
 from stego_core.inference.scoring import head_on_features, measure_criteria
 from stego_core.metrics.scores import score_clusters, scored_classes
@@ -149,7 +149,10 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         mined = replace(mined, dataset=replace(mined.dataset, labels_uri=None))
     views = read_views(mined.store_uri, mined.manifest.num_units)
     context = _Context(trial_uri(study.uri, trial.key, "state"))
-    data = training_data(job, mined, views, context, device=study.device)
+    # Without a store each trial has a backbone of its own: actors beside many trials would have no
+    # place (docs/adr/0026).
+    features = local_features(job, mined, views, device=study.device)
+    data = training_data(job, mined, views, context, features=features, device=study.device)
     job = with_cluster_count(job, data, context)
     card = trained_card(job, mined, views, data)
     reached = context.reached()

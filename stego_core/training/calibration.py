@@ -22,7 +22,7 @@ from stego_core.training.views import FeatureSource
 KINDS = ("self", "knn", "random")
 # Share of the random pairs of points that attract each other (ADR 0009 has the trials).
 ATTRACTED = 0.03
-_VIEWS = 96
+VIEWS = 96
 _GRID = 8  # points along each axis: as many pairs as matter for a quantile, at little cost
 
 
@@ -50,9 +50,10 @@ def calibrate(features: FeatureSource, neighbors_VN: np.ndarray, *, seed: int) -
         seed: of the sample.
     """
     generator = np.random.default_rng([seed, 3])
-    count = min(_VIEWS, len(neighbors_VN))
+    count = min(VIEWS, len(neighbors_VN))
     anchors = np.sort(generator.choice(len(neighbors_VN), count, replace=False))
     nearest = np.where(neighbors_VN[anchors, 0] == NONE, anchors, neighbors_VN[anchors, 0])
+    features.expect([anchors, nearest])
     own, near = _thin(features.read(anchors)), _thin(features.read(nearest))
     partners = derangement(count, torch.Generator().manual_seed(seed))
     means, quantiles = {}, {}
