@@ -8,8 +8,12 @@ RUN is a training with a feature store. The last line that is printed is JSON: w
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,8 @@ from stego_core.distributed.mine import Mined
 from stego_core.distributed.stream import StreamedFeatures
 from stego_core.distributed.stream_plan import plan_stream
 from stego_core.distributed.training_data import local_features, stream_settings, training_data
+from stego_core.errors import InputError
+from stego_core.images.views import ViewCutter
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import resolve_weights
 from stego_core.storage.feature_store import read_views
@@ -32,6 +38,23 @@ from stego_core.storage.manifest import read_manifest
 from stego_core.training.fit import fit
 from stego_core.training.loop import LocalContext, TrainData, train
 from stego_core.training.step import Trainable
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty(ViewCutter):
+    """Ends its process the first time, and fails the second time."""
+
+    notes: str
+
+    def cut(self, uri: str, image_id: int, crops: Sequence[int]) -> list[np.ndarray]:
+        died, failed = Path(self.notes, "died"), Path(self.notes, "failed")
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not failed.exists():
+            failed.touch()
+            raise RuntimeError("something that is none of ours")
+        return ViewCutter.cut(self, uri, image_id, crops)
 
 
 class Noted:
@@ -108,6 +131,8 @@ def main(run: str, folder: Path) -> None:
     with connect():
         plan = plan_stream(1)
         settings = stream_settings(job, mined, views)
+        parts = {name: getattr(settings.cutter, name) for name in ViewCutter.__slots__}
+        settings = replace(settings, cutter=Faulty(**parts, notes=str(folder)))
         found = {}
         with StreamedFeatures(settings, plan, steps=job.train.steps) as streamed:
             found["reads"] = compare_reads(streamed, stored, plan.views_ahead, folder)
@@ -127,6 +152,14 @@ def main(run: str, folder: Path) -> None:
             found["first"] = next(
                 e["step"] for e in context.events if e["event"] == "train/resumed"
             )
+        found["faults"] = [(folder / name).exists() for name in ("died", "failed")]
+        uris = dict.fromkeys(settings.images.uris, "/nowhere/gone.png")
+        lost = replace(settings, images=replace(settings.images, uris=uris))
+        with StreamedFeatures(lost, plan, steps=1) as streamed:
+            try:
+                streamed.read(np.array([0]))
+            except InputError as error:
+                found["lost"] = str(error)
         time.sleep(2)  # actors end
         found["free"] = ray.available_resources().get("CPU", 0) == ray.cluster_resources()["CPU"]
     sys.stdout.write(json.dumps(found) + "\n")

@@ -115,7 +115,10 @@ class ViewCutter:
         Raises:
             InputError: if the image can't be read any more.
         """
-        image = decode_image(fs.read_bytes(uri), self.limits)
+        try:
+            image = decode_image(fs.read_bytes(uri), self.limits)
+        except FileNotFoundError as error:
+            raise InputError(f"{uri} is gone since mining: mine again") from error
         if isinstance(image, ImageFailure):
             raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
         return [

@@ -47,10 +47,19 @@ def test_a_streamed_training_is_the_stored_one_also_when_it_is_resumed(found: di
     assert found["first"] == 5
 
 
+def test_processes_that_die_and_stages_that_fail_are_begun_again(found: dict) -> None:
+    assert found["faults"] == [True, True]
+
+
+def test_an_image_that_is_gone_ends_the_training_with_its_name(found: dict) -> None:
+    assert found["lost"] == "/nowhere/gone.png is gone since mining: mine again"
+
+
 def test_a_stream_leaves_no_actor_behind(found: dict) -> None:
     assert found["free"]
 
 
+@pytest.mark.slow
 def test_a_job_past_the_budget_gives_the_model_of_one_with_a_store(
     cluster: Cluster, data: Path, model: Path, tmp_path: Path
 ) -> None:
