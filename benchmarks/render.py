@@ -19,6 +19,7 @@ HEAD = "| what | against | bar | median | of repeats | |\n|---|---|---|---|---|-
 # The order of the table; files of other studies lie in the same folder.
 BENCHMARKS = (
     "training_step",
+    "streaming",
     "schedule",
     "precision",
     "segment_throughput",

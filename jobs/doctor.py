@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stego_core.config.doctor import DoctorJob
-from stego_core.distributed.job import run_without_directory
+from stego_core.distributed.job import run_job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         diagnose(job)
 
-    return run_without_directory(DoctorJob, argv, prog="doctor.py", plan=plan, run=run)
+    return run_job(DoctorJob, argv, prog="doctor.py", plan=plan, run=run, directory=None)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,23 @@ class Killed(Exception):
 
 
 class FakeFeatures:
-    """A feature source over an array (V, C, h, w); remembers which views were read."""
+    """A feature source over an array (V, C, h, w); remembers which views were read.
+
+    Reads have to be those that it was told to expect.
+    """
 
     def __init__(self, maps: np.ndarray | torch.Tensor) -> None:
         self.maps = torch.as_tensor(maps, dtype=torch.float32)
         self.reads: list[list[int]] = []
+        self._expected: list[list[int]] = []
+
+    def expect(self, reads) -> None:
+        self._expected = [[int(v) for v in reads[number]] for number in range(len(reads))]
 
     def read(self, views: np.ndarray) -> torch.Tensor:
         self.reads.append([int(view) for view in views])
+        if self._expected:
+            assert self.reads[-1] == self._expected.pop(0), "another read was expected"
         return self.maps[torch.from_numpy(np.asarray(views))].contiguous(
             memory_format=torch.channels_last
         )

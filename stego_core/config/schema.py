@@ -82,7 +82,7 @@ class StoreConfig(Strict):
     """The feature store: patch features of every training view, computed once."""
 
     max_bytes: NonNegative = 20 * 2**30
-    """Above this size nothing is stored and training runs the backbone itself."""
+    """Above this size only embeddings are stored, and training streams through the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

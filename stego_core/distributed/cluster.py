@@ -44,13 +44,13 @@ class ActorPlan:
     Attributes:
         count: actors.
         num_cpus: logical CPUs of each; some are always left to read and write.
-        num_gpus: of each, 0 or 1.
+        num_gpus: of each; 0 on CPUs.
         threads: of torch in each.
     """
 
     count: int
     num_cpus: float
-    num_gpus: int
+    num_gpus: float
     threads: int
 
     @property
@@ -89,7 +89,7 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         # Its workers inherit this process's environment: no package to zip, no agent to unpack it.
         with _importable(), _without_native_notes(enabled=not debug):
             ray.init("local", include_dashboard=False, **options)
-        logger.info("no cluster found: started a local Ray with %g CPUs", _total("CPU"))
+        logger.info("no cluster found: started a local Ray with %g CPUs", total("CPU"))
     else:
         try:
             with _without_native_notes(enabled=not debug):
@@ -98,7 +98,7 @@ def connect(*, debug: bool = False) -> Iterator[None]:
             require_health(address)
             raise ClusterError(f"no Ray at {address}: {error}") from error
         nodes = sum(node["Alive"] for node in ray.nodes())
-        logger.info("connected to Ray: %d node(s), %g CPUs", nodes, _total("CPU"))
+        logger.info("connected to Ray: %d node(s), %g CPUs", nodes, total("CPU"))
     try:
         yield
     finally:
@@ -216,8 +216,14 @@ def worker_environment() -> dict[str, Any]:
     return package | ({"env_vars": settings} if settings else {})
 
 
-def _total(resource: str) -> float:
+def total(resource: str) -> float:
+    """Return how much of a resource the cluster has."""
     return float(ray.cluster_resources().get(resource, 0))
+
+
+def largest_node() -> float:
+    """Return the CPUs of the node that has most."""
+    return max(float(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])
 
 
 def plan_actors(count: int) -> ActorPlan:
@@ -229,14 +235,14 @@ def plan_actors(count: int) -> ActorPlan:
     Raises:
         ClusterError: if the cluster has fewer GPUs or CPUs than that.
     """
-    gpus, cpus = _total("GPU"), _total("CPU")
+    gpus, cpus = total("GPU"), total("CPU")
     if gpus:
         if count > gpus:
             raise ClusterError(f"{count} actors want a GPU each; the cluster has {gpus:g}")
         return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
     if cpus < 1:
         raise ClusterError("the cluster has no CPU to work on")
-    largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    largest = largest_node()
     share = min((cpus - max(1.0, cpus / 10)) / count, largest - 0.5)
     # A hundredth less than a whole CPU, so that Ray does not fuse reading into the actors.
     num_cpus = max(0.0, math.floor(share * 100 - 1) / 100)

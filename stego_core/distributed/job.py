@@ -41,13 +41,22 @@ def run_job(
     *,
     prog: str,
     plan: Callable[[JobT], list[str]],
-    run: Callable[[JobT, RunDirectory], None],
-    directory: Callable[[JobT], str],
+    run: Callable[..., None],
+    directory: Callable[[JobT], str] | None,
 ) -> int:
     """Read the flags, run the job (or print its plan) and return the exit code.
 
     Whatever happens, the run directory's `status.json` says how it ended: `ray job submit` does
     not pass exit codes on. A configuration error touches nothing.
+
+    Args:
+        job_type: the job's settings.
+        argv: flags; None takes those of the command line.
+        prog: name of the script.
+        plan: job → what it would do, one line each.
+        run: job and `RunDirectory` → None; called with the job alone without a directory.
+        directory: job → URI of its run directory. None is for what leaves none: its lines and
+            exit code are all.
     """
     where: RunDirectory | None = None
     debug = False
@@ -58,37 +67,15 @@ def run_job(
         log.setup(debug=debug)
         if job.dry_run:
             sys.stdout.write("".join(f"{line}\n" for line in plan(job)))
-            return EXIT_OK
-        where = RunDirectory(directory(job), job=prog.removesuffix(".py"))
-        run(job, where)
-        where.status("done", stage="end", exit_code=EXIT_OK)
-        where.event("end", exit_code=EXIT_OK)
+        elif directory is None:
+            run(job)
+        else:
+            where = RunDirectory(directory(job), job=prog.removesuffix(".py"))
+            run(job, where)
+            where.status("done", stage="end", exit_code=EXIT_OK)
+            where.event("end", exit_code=EXIT_OK)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, where, prog=prog, debug=debug)
-    return EXIT_OK
-
-
-def run_without_directory(
-    job_type: type[JobT],
-    argv: Sequence[str] | None,
-    *,
-    prog: str,
-    plan: Callable[[JobT], list[str]],
-    run: Callable[[JobT], None],
-) -> int:
-    """Do as `run_job` for what leaves no run directory: its lines and exit code are all."""
-    debug = False
-    try:
-        job = load_job(job_type, sys.argv[1:] if argv is None else argv, prog=prog)
-        job = _with_absolute_paths(job)
-        debug = job.debug
-        log.setup(debug=debug)
-        if job.dry_run:
-            sys.stdout.write("".join(f"{line}\n" for line in plan(job)))
-        else:
-            run(job)
-    except (Exception, KeyboardInterrupt) as error:
-        return _failed(error, None, prog=prog, debug=debug)
     return EXIT_OK
 
 

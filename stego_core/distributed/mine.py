@@ -15,16 +15,22 @@ from stego_core.datasets.demo import resolve_demo
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.data import check_data, plan_check, select_images
+from stego_core.distributed.estimate import (
+    fate,
+    feature_width,
+    mining_time,
+    store_bytes,
+    training_time,
+    views_per_image,
+)
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.mine_stages import EmbedWorker, count_unit
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import InputError, TooManyFailures
-from stego_core.images.views import view_count
 from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
-from stego_core.model.registry import BackboneRecord, find_backbone
-from stego_core.model.speed import seconds_per_view
+from stego_core.model.registry import find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
 from stego_core.storage import fs
@@ -62,22 +68,6 @@ class Mined:
     weights: ResolvedWeights
 
 
-def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
-    """Return the size of the patch features of all views, in bytes."""
-    tokens = (view_side(job.views, record.patch_size) // record.patch_size) ** 2
-    return num_images * views_per_image(job) * tokens * _dim(job, record) * 2
-
-
-def _dim(job: MineJob, record: BackboneRecord) -> int:
-    blocks = len(job.backbone.blocks) if job.backbone.feature == "blocks" else 1
-    return record.width * blocks
-
-
-def views_per_image(job: MineJob) -> int:
-    """Return how many views each image gives."""
-    return view_count(job.views)
-
-
 def plan_mine(job: MineJob) -> list[str]:
     """Return what a run would do, one line each, without touching anything."""
     record = find_backbone(job.backbone.name)
@@ -87,8 +77,8 @@ def plan_mine(job: MineJob) -> list[str]:
         return [*lines, "images: the demo pictures, not written yet", "mine: to do"]
     dataset = open_dataset(root, job.data.split)
     files = select_images(job.data, dataset)
+    num_views = len(files) * views_per_image(job)
     size = store_bytes(job, record, len(files))
-    stored = "stored" if size <= job.store.max_bytes else "not stored (store.max_bytes)"
     units = -(-len(files) // _unit_images(job))
     done = RunDirectory(job.out, job="plan").read_json("mine.json") or {}
     reuse = done.get("record") == _record(job, digest_files(files))
@@ -96,23 +86,13 @@ def plan_mine(job: MineJob) -> list[str]:
         *lines,
         f"images: {dataset.images_uri}: {len(files)}, labels: {dataset.labels_uri or 'none'}",
         *plan_check(job.data, dataset, files, job.limits),
-        f"views: {len(files) * views_per_image(job)} ({job.views.crops}), "
-        f"features: {size / 2**20:.0f} MiB, {stored}",
-        plan_search(job.neighbors, len(files) * views_per_image(job), _dim(job, record)).line(
-            job.neighbors
-        ),
+        f"views: {num_views} ({job.views.crops}), features: {fate(job, size)}",
+        plan_search(job.neighbors, num_views, feature_width(job, record)).line(job.neighbors),
         "mine: reuse"
         if reuse
-        else f"mine: to do, {units} units{_expected(job, record, len(files))}",
+        else f"mine: to do, {units} units{mining_time(job, record, num_views)}",
+        *training_time(job, record, num_views, is_stored=size <= job.store.max_bytes),
     ]
-
-
-def _expected(job: MineJob, record: BackboneRecord, num_images: int) -> str:
-    view_s = seconds_per_view(job.backbone, view_side(job.views, record.patch_size))
-    if view_s is None:
-        return ""
-    minutes = num_images * views_per_image(job) * view_s / 60
-    return f", about {max(1, round(minutes))} min on the CPU of this machine"
 
 
 def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
@@ -148,7 +128,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
     check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
     # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
-    plan_search(job.neighbors, len(files) * views_per_image(job), _dim(job, backbone))
+    plan_search(job.neighbors, len(files) * views_per_image(job), feature_width(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
     record = _record(job, digest_files(files))

@@ -1,4 +1,4 @@
-"""The stages of mining that run on workers: the backbone, and the receipt."""
+"""The stages that run the backbone on actors: of mining, with its receipt, and of streaming."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from stego_core.config.schema import MineJob
+from stego_core.config.schema import BackboneConfig, MineJob
 from stego_core.distributed.units import map_threads, receipt_table
 from stego_core.errors import ImageProblem
 from stego_core.model.backbone import load_backbone
@@ -113,3 +113,34 @@ def dropped_channels(means_VC: torch.Tensor, seed: int, unit: int) -> torch.Tens
 def count_unit(unit: int, table: pa.Table) -> pa.Table:
     """Return the receipt of a unit: how many images have which status."""
     return receipt_table(unit=unit, statuses=Counter(table["status"].to_pylist()))
+
+
+class FeatureWorker:
+    """The actor's part of streaming: pixels of views to patch features, as mining stores them.
+
+    Args:
+        config: of the backbone.
+        device: of torch.
+        threads: batches computed at a time.
+        side: of a view, pixels.
+    """
+
+    def __init__(self, *, config: BackboneConfig, device: str, threads: int, side: int) -> None:
+        self._backbone = load_backbone(config, device=device)
+        self._threads, self._shape = threads, (-1, side, side, 3)
+
+    def __call__(self, number: int, table: pa.Table) -> pa.Table:
+        """Return the columns `view` and `features`, raw float16 (h, w, C) of each."""
+        pixels = [
+            np.frombuffer(cell.as_buffer(), np.uint8).reshape(self._shape)[0]
+            for cell in table["pixels"]
+        ]
+        batches = [np.stack(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+        maps = map_threads(self._features, batches, self._threads)
+        rows = [view.tobytes() for batch in maps for view in batch]
+        return pa.table({"view": table["view"], "features": pa.array(rows, pa.large_binary())})
+
+    def _features(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        maps = self._backbone(self._backbone.prepare(torch.from_numpy(pixels_BHWC)))
+        stored: np.ndarray = maps.cpu().permute(0, 2, 3, 1).numpy().astype(np.float16)
+        return stored

@@ -7,6 +7,7 @@ Each candidate is a model folder of its own below `candidates/` of the run, with
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,13 @@ def judge(
 ) -> dict[str, float]:
     """Return every criterion of a fitted model on what it was trained on."""
     head = head_on_features(tensors, card, feature_channels(data))
-    found = measure_criteria(head, data.features.read, data.neighbors[:, 0], seed=seed)
+    source, nearest = data.features, data.neighbors[:, 0]
+    found = measure_criteria(head, source.read, nearest, seed=seed, expect=source.expect)
     return {name: round(value, 6) for name, value in found.items()}
 
 
 class Candidates:
-    """The candidates of one training; `visit` is called while it trains.
+    """The candidates of one training, which `visitor` finds while it trains.
 
     Args:
         uri: folder of this training's candidates.
@@ -59,9 +61,14 @@ class Candidates:
         self._uri, self._job, self._data = uri, job, data
         self._card, self._context = card, context
 
+    @property
+    def visitor(self) -> Callable[[int, Trainable], None] | None:
+        """Return what the training calls at its checkpoints; None where nothing is selected."""
+        return None if self._job.train.select == "last" else self.visit
+
     def visit(self, step: int, model: Trainable) -> None:
         """Fit and judge the model after `step` steps, on rank 0: other ranks have the same."""
-        if self._context.rank or self._job.train.select == "last":
+        if self._context.rank:
             return
         was_training = model.training
         tensors, card = self._fitted(step, model.eval())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray.train
@@ -19,17 +20,25 @@ from stego_core.config.schema import TrainJob
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.distributed.selection import Candidates
-from stego_core.distributed.training_data import trained_card, training_data
+from stego_core.distributed.stream import StreamedFeatures
+from stego_core.distributed.stream_plan import plan_stream
+from stego_core.distributed.training_data import (
+    local_features,
+    stream_settings,
+    trained_card,
+    training_data,
+)
 from stego_core.errors import ClusterError, StegoError
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.choose_count import CANDIDATES
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
-from stego_core.storage.feature_store import read_views
+from stego_core.storage.feature_store import Views, read_views
 from stego_core.storage.run import RunDirectory
 from stego_core.training.choose import with_cluster_count
 from stego_core.training.loop import train
 from stego_core.training.state import find_checkpoint
+from stego_core.training.views import FeatureSource
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +115,10 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
         return resume  # everything was done but the driver died before it took the model over
     earlier = fs.list_names(starts_uri)
     start = f"start-{len(earlier):03d}"
-    actors = plan_actors(job.workers)
+    stream = None if mined.is_stored else plan_stream(job.workers)
+    actors = plan_actors(job.workers) if stream is None else stream.worker
     filesystem, path = fs.open_uri(starts_uri)
-    resources = {"GPU": 1.0} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
+    resources = {"GPU": actors.num_gpus} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -119,6 +129,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             "threads": actors.threads,
             "device": actors.device,
             "resume": resume,
+            "stream": stream,
         },
         torch_config=TorchConfig(backend=actors.collectives),
         scaling_config=ScalingConfig(
@@ -202,11 +213,24 @@ def _worker(config: dict[str, Any]) -> None:
     if folder is not None and fs.exists(fs.join(folder, "model.json")):
         return  # a worker died after the last report, and Ray Train started all of them again
     views = read_views(mined.store_uri, mined.manifest.num_units)
-    data = training_data(job, mined, views, context, device=device)
-    job = with_cluster_count(job, data, context)
-    card = trained_card(job, mined, views, data)
-    candidates = Candidates(config["candidates_uri"], job, data, card, context)
-    model = train(job, data, context, device=device, visit=candidates.visit)
-    context.checkpoint(
-        job.train.steps + 1, lambda folder: save_segmenter(folder, *candidates.choose(model))
-    )
+    with _features(config, views) as features:
+        data = training_data(job, mined, views, context, features=features, device=device)
+        job = with_cluster_count(job, data, context)
+        card = trained_card(job, mined, views, data)
+        candidates = Candidates(config["candidates_uri"], job, data, card, context)
+        model = train(job, data, context, device=device, visit=candidates.visitor)
+        context.checkpoint(
+            job.train.steps + 1, lambda folder: save_segmenter(folder, *candidates.choose(model))
+        )
+
+
+@contextmanager
+def _features(config: dict[str, Any], views: Views) -> Iterator[FeatureSource]:
+    """Give the features of all views: those that are stored, else a stream of this worker's."""
+    job, mined, plan = config["job"], config["mined"], config["stream"]
+    if plan is None:
+        yield local_features(job, mined, views, device=config["device"])
+        return
+    settings = stream_settings(job, mined, views)
+    with StreamedFeatures(settings, plan, steps=job.train.steps, debug=job.debug) as features:
+        yield features

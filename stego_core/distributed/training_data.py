@@ -11,6 +11,9 @@ import torch
 
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.mine import Mined
+from stego_core.distributed.stream import StreamSettings
+from stego_core.distributed.stream_reads import ViewImages
+from stego_core.images.views import ViewCutter
 from stego_core.model.backbone import load_backbone
 from stego_core.model.consistency import SMOOTHING, consistent_projection
 from stego_core.model.registry import find_backbone
@@ -36,12 +39,26 @@ from stego_core.training.views import (
 
 
 def training_data(
-    job: TrainJob, mined: Mined, views: Views, context: TrainContext, *, device: str
+    job: TrainJob,
+    mined: Mined,
+    views: Views,
+    context: TrainContext,
+    *,
+    features: FeatureSource,
+    device: str,
 ) -> TrainData:
-    """Return what a training of these settings sees; `job.out` has the neighbours."""
+    """Return what a training of these settings sees; `job.out` has the neighbours.
+
+    Args:
+        job: the settings.
+        mined: what mining left.
+        views: of the store.
+        context: of the training.
+        features: of the views.
+        device: of torch, for a backbone that optional losses need.
+    """
     neighbors_uri = fs.join(job.out, "neighbors")
     table = read_table(neighbors_uri, key=mined.key)
-    features = _features(job, mined, views, device=device)
     whitening = _whitening(job, features, len(views.image_ids))
     neighbors = _neighbors(job, table, views, whitening)
     if whitening is not None and job.head.consistent:
@@ -94,9 +111,11 @@ def _neighbors(
 def _consistent(
     job: TrainJob, features: FeatureSource, whitening: Whitening, neighbors_VN: np.ndarray
 ) -> Whitening:
+    whitened = Whitened(features, whitening)
     matches = match_tokens(
-        Whitened(features, whitening).read,
+        whitened.read,
         neighbors_VN,
+        expect=whitened.expect,
         seed=job.seed,
         # Things, not single tokens, are what directions should tell apart.
         temperature=SMOOTHING,
@@ -105,18 +124,39 @@ def _consistent(
     return whitening.followed_by(projection)
 
 
-def _features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
+def local_features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
+    """Return the stored features, or a backbone in this process where there are none."""
     if mined.is_stored:
         return FromStore(StoredFeatures(mined.store_uri, mined.manifest.num_units))
     return _pixels(job, mined, views, device=device)
 
 
-def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
+def stream_settings(job: TrainJob, mined: Mined, views: Views) -> StreamSettings:
+    """Return what features of these views are, where they are not stored."""
+    patch = find_backbone(job.backbone.name).patch_size
+    side = view_side(job.views, patch)
+    return StreamSettings(
+        backbone=job.backbone,
+        cutter=ViewCutter(side, job.views, job.limits, job.compat),
+        images=ViewImages(views.image_ids, views.crops, _uris(mined)),
+        # An embedding is the mean of a view's features.
+        shape=(side // patch, side // patch, views.embeddings.shape[1]),
+    )
+
+
+def _uris(mined: Mined) -> dict[int, str]:
     rows = mined.manifest.read(["image_id", "image_uri"])
-    uris = dict(zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
-    backbone = load_backbone(job.backbone, device=device)
+    return dict(zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
+
+
+def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
     return FromBackbone(
-        backbone, views, uris, config=job.views, limits=job.limits, compat=job.compat
+        load_backbone(job.backbone, device=device),
+        views,
+        _uris(mined),
+        config=job.views,
+        limits=job.limits,
+        compat=job.compat,
     )
 
 

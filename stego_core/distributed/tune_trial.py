@@ -22,7 +22,7 @@ from stego_core.config.trials import Trial
 from stego_core.distributed.labelled import LabelledStore
 from stego_core.distributed.mine import Mined
 from stego_core.distributed.selection import Candidates, feature_channels, judge
-from stego_core.distributed.training_data import trained_card, training_data
+from stego_core.distributed.training_data import local_features, trained_card, training_data
 from stego_core.errors import StegoError
 from stego_core.inference.scoring import head_on_features
 from stego_core.metrics.scores import score_clusters, scored_classes
@@ -149,14 +149,17 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         mined = replace(mined, dataset=replace(mined.dataset, labels_uri=None))
     views = read_views(mined.store_uri, mined.manifest.num_units)
     context = _Context(trial_uri(study.uri, trial.key, "state"))
-    data = training_data(job, mined, views, context, device=study.device)
+    # Without a store each trial has a backbone of its own: actors beside many trials would have no
+    # place (docs/adr/0026).
+    features = local_features(job, mined, views, device=study.device)
+    data = training_data(job, mined, views, context, features=features, device=study.device)
     job = with_cluster_count(job, data, context)
     card = trained_card(job, mined, views, data)
     candidates = Candidates(trial_uri(study.uri, trial.key, "candidates"), job, data, card, context)
     reached = context.reached()
     for step in (rung for rung in study.rungs if reached <= rung < job.train.steps):
         until = _until(job, step)
-        model = train(until, data, context, device=study.device, visit=candidates.visit)
+        model = train(until, data, context, device=study.device, visit=candidates.visitor)
         rough = replace(
             job.clusters,
             restarts=min(_RUNG_RESTARTS, job.clusters.restarts),
@@ -168,7 +171,7 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         seconds = round(time.monotonic() - started_s, 2)
         stopped = record | {"status": STOPPED, "steps": step, "seconds": seconds}
         tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})
-    model = train(job, data, context, device=study.device, visit=candidates.visit)
+    model = train(job, data, context, device=study.device, visit=candidates.visitor)
     tensors, card = candidates.choose(model)
     save_segmenter(trial_uri(study.uri, trial.key, "model"), tensors, card)
     record["criteria"] = judge(tensors, card, data, seed=study.seed)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,21 +22,26 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from stego_core import errors
 from stego_core.distributed.cluster import ActorPlan
 from stego_core.distributed.deaths import start_ledger
-from stego_core.errors import ClusterError, StegoError
-from stego_core.storage.retry import LASTING_ERRNO
+from stego_core.distributed.packed import (
+    UnitError,
+    Worker,
+    is_failure,
+    pack_result,
+    raise_if_failed,
+    unpack,
+)
+from stego_core.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_MAX_BLOCKS = 20_000
-_ATTEMPTS = 5
-_UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
-_FAILURE = "failure"  # the column of a table that stands for an error
+MAX_BLOCKS = 20_000
+ATTEMPTS = 5
+UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _NO_PROGRESS_S = 900.0  # longer than any unit, and than a store that is away
 _AT_A_TIME = 2  # units in work in an actor, which share its threads (see `map_threads`)
 _IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
@@ -72,95 +76,19 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def pack(unit: int, table: pa.Table) -> pa.Table:
-    """Return a one-row table that carries a unit's table."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    payload = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
-    return pa.table({"unit": pa.array([unit], pa.int64()), "payload": payload})
-
-
-def unpack(row: pa.Table) -> tuple[int, pa.Table]:
-    """Return the unit and table of a one-row table that `pack` made."""
-    with pa.ipc.open_stream(row["payload"][0].as_buffer()) as reader:
-        return row["unit"][0].as_py(), reader.read_all()
-
-
-class _UnitError(Exception):
-    """A unit failed on its worker with an error that is none of ours."""
-
-
-def _attempt(unit: int, compute: Callable[[], pa.Table]) -> pa.Table:
-    """Return the packed result, or the error as data.
-
-    Ray Data raises an error of its own for one that leaves a stage, and on the way to the driver
-    that loses what caused it: class, exit code and text.
-    """
-    try:
-        return pack(unit, compute())
-    except Exception as error:
-        record = {
-            "class": type(error).__name__,
-            "text": str(error),
-            "os": [error.errno, error.strerror, error.filename]
-            if isinstance(error, OSError)
-            else None,
-            "traceback": traceback.format_exc(),
-        }
-        return pack(unit, pa.table({_FAILURE: [json.dumps(record)]}))
-
-
-def _raise_if_failed(table: pa.Table) -> None:
-    if _FAILURE not in table.column_names:
-        return
-    record = json.loads(table[_FAILURE][0].as_py())
-    logger.debug("on a worker: %s", record["traceback"])
-    kind = getattr(errors, record["class"], None)
-    if isinstance(kind, type) and issubclass(kind, StegoError):
-        raise kind(record["text"])
-    if record["os"] and record["os"][0] in LASTING_ERRNO:
-        raise OSError(*record["os"])  # a full disk: nothing that another attempt would change
-    raise _UnitError(f"{record['class']}: {' '.join(record['text'].split())}")
-
-
 def _fetch(row: pa.Table, *, stage: Stage, ledger: Any) -> pa.Table:
     unit = row["unit"][0].as_py()
     deaths = ray.get(ledger.begin.remote(unit))
-    result = _attempt(unit, lambda: stage.function(unit, deaths=deaths, **stage.kwargs))
+    result = pack_result(unit, lambda: stage.function(unit, deaths=deaths, **stage.kwargs))
     ledger.end.remote(unit)
     return result
 
 
 def _finish(row: pa.Table, *, stage: Stage) -> pa.Table:
     unit, table = unpack(row)
-    if _FAILURE in table.column_names:
+    if is_failure(table):
         return row
-    return _attempt(unit, lambda: stage.function(unit, table, **stage.kwargs))
-
-
-class _Worker:
-    """The actor: builds the worker once, then gives it unit after unit."""
-
-    def __init__(
-        self, factory: Callable[..., Callable[..., pa.Table]], kwargs: dict[str, Any]
-    ) -> None:
-        self._problem: Exception | None = None
-        try:
-            self._work = factory(**kwargs)
-        except Exception as error:
-            self._problem = error  # told as the first unit's: here it would only kill the actor
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        unit, table = unpack(row)
-        if _FAILURE in table.column_names:
-            return row
-        return _attempt(unit, lambda: self._run(unit, table))
-
-    def _run(self, unit: int, table: pa.Table) -> pa.Table:
-        if self._problem is not None:
-            raise self._problem
-        return self._work(unit, table)
+    return pack_result(unit, lambda: stage.function(unit, table, **stage.kwargs))
 
 
 def run_units(
@@ -191,9 +119,9 @@ def run_units(
         StegoError: as a stage raised it.
         ClusterError: if an attempt ends in another error without any unit done.
     """
-    _configure(debug=debug)
+    configure(debug=debug)
     ledger = start_ledger()
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         units = list(pending())
         if not units:
             return
@@ -202,15 +130,20 @@ def run_units(
             for receipt in _stream(units, ledger, fetch, work, finish, actors):
                 done += 1
                 yield receipt
-        except (RayError, ExecutionTimeoutError, SystemError, _UnitError) as error:
-            if not done or attempt == _ATTEMPTS:
+        except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
+            if not done or attempt == ATTEMPTS:
                 reason = str(error).strip().splitlines()[-1]
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
             logger.warning("Ray failed after %d units; going on with the rest", done)
             time.sleep(min(2**attempt, 30))
 
 
-def _configure(*, debug: bool) -> None:
+def configure(*, debug: bool) -> None:
+    """Set how plans run that this process makes from now on.
+
+    Args:
+        debug: show Ray's progress.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug
@@ -225,18 +158,18 @@ def _stream(
     units: list[int], ledger: Any, fetch: Stage, work: Stage, finish: Stage, actors: ActorPlan
 ) -> Iterator[dict[str, Any]]:
     data = ray.data.from_items(
-        [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MAX_BLOCKS)
+        [{"unit": unit} for unit in units], override_num_blocks=min(len(units), MAX_BLOCKS)
     )
     one_unit: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     data = data.map_batches(
         _fetch,
         fn_kwargs={"stage": fetch, "ledger": ledger},
         num_cpus=1,
-        max_retries=_UNIT_RETRIES,
+        max_retries=UNIT_RETRIES,
         **one_unit,
     )
     data = data.map_batches(
-        _Worker,
+        Worker,
         fn_constructor_kwargs={"factory": work.function, "kwargs": work.kwargs},
         compute=ActorPoolStrategy(
             size=min(actors.count, len(units)),
@@ -246,16 +179,16 @@ def _stream(
         ),
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus or None,
-        max_task_retries=_UNIT_RETRIES,
+        max_task_retries=UNIT_RETRIES,
         **one_unit,
     )
     data = data.map_batches(
-        _finish, fn_kwargs={"stage": finish}, num_cpus=0.5, max_retries=_UNIT_RETRIES, **one_unit
+        _finish, fn_kwargs={"stage": finish}, num_cpus=0.5, max_retries=UNIT_RETRIES, **one_unit
     )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
         for index in range(batch.num_rows):
             _, table = unpack(batch.slice(index, 1))
-            _raise_if_failed(table)
+            raise_if_failed(table)
             yield json.loads(table["receipt"][0].as_py())
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from stego_core.config.compat import MineCompat
-from stego_core.config.schema import ViewConfig
+from stego_core.config.schema import ImageLimits, ViewConfig
+from stego_core.errors import InputError
+from stego_core.images.decode import ImageFailure, decode_image
 from stego_core.images.geometry import (
     Box,
     centre_square,
@@ -19,6 +23,7 @@ from stego_core.images.geometry import (
     resize_image,
     view_boxes,
 )
+from stego_core.storage import fs
 
 _JPEG_QUALITY = 75  # Pillow's default, with which the official code writes its crops
 
@@ -86,3 +91,36 @@ def jpeg_round_trip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     with Image.open(buffer) as image:
         return np.array(image.convert("RGB"))
+
+
+@dataclass(frozen=True, slots=True)
+class ViewCutter:
+    """Reads images that mining could read, and cuts views out of them.
+
+    Attributes:
+        side: of a view, pixels.
+        config: how views are cut.
+        limits: of the decoder.
+        compat: what the original does when it cuts them.
+    """
+
+    side: int
+    config: ViewConfig
+    limits: ImageLimits
+    compat: MineCompat
+
+    def cut(self, uri: str, image_id: int, crops: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Return some views of an image, uint8 RGB (side, side, 3) each.
+
+        Raises:
+            InputError: if the image can't be read any more.
+        """
+        try:
+            image = decode_image(fs.read_bytes(uri), self.limits)
+        except FileNotFoundError as error:
+            raise InputError(f"{uri} is gone since mining: mine again") from error
+        if isinstance(image, ImageFailure):
+            raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
+        return [
+            cut_view(image, image_id, crop, self.side, self.config, self.compat) for crop in crops
+        ]

@@ -7,7 +7,7 @@ Legend: B images, C feature channels, K code channels, N clusters, h w grid, T t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ def measure_criteria(
     nearest_V: np.ndarray,
     *,
     seed: int = 0,
+    expect: Callable[[Sequence[np.ndarray]], None] | None = None,
 ) -> dict[str, float]:
     """Return every criterion of a model on a sample of views; no label is looked at.
 
@@ -77,6 +78,7 @@ def measure_criteria(
         read: views (B,) → features (B, C, h, w).
         nearest_V: nearest neighbour of each view, negative where there is none.
         seed: of the sample; the same for all trials that are compared.
+        expect: told beforehand what `read` will be called with.
 
     Raises:
         ConfigError: if there are fewer codes than clusters.
@@ -88,9 +90,11 @@ def measure_criteria(
     other_labels: list[np.ndarray] = []
     codes: list[Tensor] = []
     margins: list[float] = []
-    for start in range(0, count, _BATCH):
-        block = views[start : start + _BATCH]
-        others = np.where(nearest_V[block] < 0, block, nearest_V[block])
+    blocks = [views[start : start + _BATCH] for start in range(0, count, _BATCH)]
+    pairs = [(block, np.where(nearest_V[block] < 0, block, nearest_V[block])) for block in blocks]
+    if expect is not None:
+        expect([views for pair in pairs for views in pair])
+    for block, others in pairs:
         features, code, products = _tokens(model, read(block))
         other_features, _, other_products = _tokens(model, read(others))
         for row, (view, other) in enumerate(zip(block, others, strict=True)):

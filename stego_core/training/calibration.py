@@ -23,7 +23,7 @@ KINDS = ("self", "knn", "random")
 # Share of the random pairs of points that attract each other (ADR 0009 has the trials).
 ATTRACTED = 0.03
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_VIEWS = 96
+VIEWS = 96
 _GRID = 8  # points along each axis: as many pairs as matter for a quantile, at little cost
 
 
@@ -60,9 +60,10 @@ def calibrate(
         shifts: of each kind, where they are given; they are measured, not chosen.
     """
     generator = np.random.default_rng([seed, 3])
-    count = min(_VIEWS, len(neighbors_VN))
+    count = min(VIEWS, len(neighbors_VN))
     anchors = np.sort(generator.choice(len(neighbors_VN), count, replace=False))
     nearest = np.where(neighbors_VN[anchors, 0] == NONE, anchors, neighbors_VN[anchors, 0])
+    features.expect([anchors, nearest])
     own, near = _thin(features.read(anchors)), _thin(features.read(nearest))
     partners = derangement(count, torch.Generator().manual_seed(seed))
     ordered = {

@@ -15,7 +15,7 @@ from stego_core.model.choose_count import choose_count
 from stego_core.model.smoothing import smooth_code
 from stego_core.training.fit import sample_tokens
 from stego_core.training.loop import TrainContext, TrainData
-from stego_core.training.views import FeatureSource, Whitened
+from stego_core.training.views import FeatureSource, Reads, Whitened
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ class _Smoothed:
 
     def __init__(self, source: FeatureSource, temperature: float) -> None:
         self._source, self._temperature = source, temperature
+
+    def expect(self, reads: Reads) -> None:
+        self._source.expect(reads)
 
     def read(self, views: np.ndarray) -> Tensor:
         maps = self._source.read(views)

@@ -29,7 +29,7 @@ from stego_core.training.views import FeatureSource
 
 logger = logging.getLogger(__name__)
 
-_TOKENS_PER_VIEW = 32
+TOKENS_PER_VIEW = 32
 _READ_VIEWS = 64
 
 
@@ -38,24 +38,29 @@ def sample_tokens(source: FeatureSource, num_views: int, count: int, *, seed: in
 
     The draw depends on the seed and the number of views and cells alone.
     """
-    return _sample(num_views, count, seed, lambda views: (source.read(views),))[0]
+    return _sample(source, num_views, count, seed, lambda views: (source.read(views),))[0]
 
 
 def _sample(
+    source: FeatureSource,
     num_views: int,
     count: int,
     seed: int,
     read: Callable[[np.ndarray], tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """Return what `read` gives for views, each map at the same random cells: (T, channels)."""
+    """Return what `read` gives for views, each map at the same random cells: (T, channels).
+
+    `source` is what `read` reads.
+    """
     generator = np.random.default_rng([seed, 2])
     cells = read(np.zeros(1, np.int64))[0].flatten(2).shape[2]
-    chosen = min(num_views, -(-count // min(_TOKENS_PER_VIEW, cells)))
+    chosen = min(num_views, -(-count // min(TOKENS_PER_VIEW, cells)))
     views = np.sort(generator.choice(num_views, chosen, replace=False))
     per_view = min(-(-count // chosen), cells)
     parts = []
-    for start in range(0, chosen, _READ_VIEWS):
-        block = views[start : start + _READ_VIEWS]
+    blocks = [views[start : start + _READ_VIEWS] for start in range(0, chosen, _READ_VIEWS)]
+    source.expect(blocks)
+    for block in blocks:
         kinds = [maps.flatten(2).transpose(1, 2) for maps in read(block)]
         picks = [np.sort(generator.choice(cells, per_view, replace=False)) for _ in block]
         rows = torch.arange(len(block))[:, None], torch.from_numpy(np.stack(picks))
@@ -116,7 +121,7 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     """
     maps = _Maps(job, model, data)
     features, pull, codes, smoothed = _sample(
-        len(data.neighbors), job.clusters.sample, job.seed, maps.read
+        data.features, len(data.neighbors), job.clusters.sample, job.seed, maps.read
     )
     trained = model.final_head
     head = Head(trained.width, job.head)
@@ -126,7 +131,9 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     if job.clusters.refit != "none":
         matches = None
         if job.head.whiten and job.head.consistent:
-            matches = match_tokens(maps.smoothed, data.neighbors, seed=job.seed)
+            matches = match_tokens(
+                maps.smoothed, data.neighbors, seed=job.seed, expect=data.features.expect
+            )
         mean, projection = _code_projection(codes, matches)
         head.project_code(mean, projection)
         objectness = measure_objectness(features, pull[:, 0])
@@ -209,6 +216,7 @@ def _linear_probe(
             side=data.side,
             seed=job.seed,
             count=job.clusters.sample,
+            expect=data.features.expect,
         )
         if len(labels):
             codes, features = kinds

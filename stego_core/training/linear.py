@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stego_core.training.views import LabelSource
+from stego_core.training.views import IGNORE_INDEX, LabelSource, Reads
 
 _POINTS = 64  # labelled pixels of a view: neighbours in an image say the same
 _SAMPLE = 60_000
@@ -34,6 +34,7 @@ def labelled_points(
     side: int,
     seed: int,
     count: int = _SAMPLE,
+    expect: Callable[[Reads], None] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Return maps at random labelled pixels of random views, read bilinearly.
 
@@ -44,6 +45,7 @@ def labelled_points(
         side: pixels along a view.
         seed: of the draw; the same pixels are drawn for the same seed.
         count: pixels to draw; those without a label don't count.
+        expect: told beforehand what `read` will be called with (see `FeatureSource`).
 
     Returns:
         Each kind at the pixels, (P, C) float32, and their labels, (P,) int64.
@@ -52,17 +54,21 @@ def labelled_points(
     chosen = min(num_views, -(-count // _POINTS))
     views = np.sort(generator.choice(num_views, chosen, replace=False))
     per_view = -(-count // chosen)
-    kinds: list[list[Tensor]] = []
-    found: list[Tensor] = []
+    drawn = []
     for start in range(0, chosen, _READ_VIEWS):
         block = views[start : start + _READ_VIEWS]
         pixels = torch.from_numpy(generator.random((len(block), per_view, 2)))
         values, coords = labels.read(block, pixels, side)
-        is_labelled = (values >= 0) & (values < 255)
-        if not is_labelled.any():
-            continue
-        found.append(values[is_labelled])
-        kinds.append([_at(maps.float().cpu(), coords)[is_labelled] for maps in read(block)])
+        is_labelled = (values >= 0) & (values < IGNORE_INDEX)
+        if is_labelled.any():
+            drawn.append((block, values[is_labelled], coords, is_labelled))
+    if expect is not None:
+        expect([block for block, *_ in drawn])
+    kinds = [
+        [_at(maps.float().cpu(), coords)[is_labelled] for maps in read(block)]
+        for block, _, coords, is_labelled in drawn
+    ]
+    found = [values for _, values, *_ in drawn]
     if not found:
         return [], torch.empty(0, dtype=torch.int64)
     return [torch.cat(kind) for kind in zip(*kinds, strict=True)], torch.cat(found)

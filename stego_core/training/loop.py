@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stego_core.config.schema import TrainJob
 from stego_core.model.whitening import Whitening
 from stego_core.training.optional import draw_optional, needs_labels, read_optional
-from stego_core.training.sampler import draw_step
+from stego_core.training.sampler import StepReads, draw_step
 from stego_core.training.state import Optimizers, load_state, save_state
 from stego_core.training.step import StepBatch, Trainable
 from stego_core.training.views import FeatureSource, FromBackbone, LabelSource
@@ -116,10 +116,14 @@ def train(
     if dist.is_initialized() and dist.get_world_size() > 1:
         module = DistributedDataParallel(model)
     model.train()
+    rows = _rows(job, context)
+    data.features.expect(StepReads(job, first, rows, data.neighbors))
     started_s = time.monotonic()
     for step in range(first, job.train.steps):
         if visit is not None and step % job.train.checkpoint_every == 0:
+            data.features.expect([])  # a visit reads what it likes
             visit(step, model)
+            data.features.expect(StepReads(job, step, rows, data.neighbors))
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()
@@ -147,12 +151,17 @@ class _Saver:
         save_state(folder, self.model, self.optimizers, {"step": self.step})
 
 
+def _rows(job: TrainJob, context: TrainContext) -> slice:
+    """Return this worker's rows of each batch."""
+    share = job.train.batch // context.num_workers
+    return slice(context.rank * share, (context.rank + 1) * share)
+
+
 def _batch(
     job: TrainJob, data: TrainData, step: int, context: TrainContext, device: str
 ) -> StepBatch:
     draws = draw_step(job, step, neighbors_VN=data.neighbors, channels=data.channels)
-    share = job.train.batch // context.num_workers
-    rows = slice(context.rank * share, (context.rank + 1) * share)
+    rows = _rows(job, context)
     labels = None
     if data.labels is not None:
         found, points = data.labels.read(draws.anchors[rows], draws.pixels[rows], data.side)
@@ -167,6 +176,7 @@ def _batch(
         device=device,
     )
     return StepBatch(
+        # In the order of `StepReads`: a source may compute ahead in it.
         anchor=data.features.read(draws.anchors[rows]).to(device),
         neighbor=data.features.read(draws.neighbors[rows]).to(device),
         draws=draws,

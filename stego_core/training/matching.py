@@ -12,10 +12,11 @@ from torch import Tensor
 
 from stego_core.model.smoothing import smooth_code
 from stego_core.neighbors.search import NONE
+from stego_core.training.views import Reads
 
 _STREAM = 5
-_ANCHORS = 512  # views that look for matches in their neighbours
-_NEIGHBORS = 4
+ANCHORS = 512  # views that look for matches in their neighbours
+NEIGHBORS = 4
 _TOKENS = 160  # drawn from each view
 _READ_VIEWS = 64
 
@@ -46,6 +47,7 @@ def match_tokens(
     *,
     seed: int,
     temperature: float = 0.0,
+    expect: Callable[[Reads], None] | None = None,
 ) -> Matches:
     """Match random tokens of views with those of their nearest neighbours.
 
@@ -57,21 +59,24 @@ def match_tokens(
         seed: of the draw, which depends on nothing else but the shapes.
         temperature: at which `tokens`, not those that are matched, are smoothed inside their
             view; 0 leaves them.
+        expect: told beforehand what `read` will be called with (see `FeatureSource`).
     """
     generator = np.random.default_rng([seed, _STREAM])
     num_views = len(neighbors_VN)
-    anchors = np.sort(generator.choice(num_views, min(_ANCHORS, num_views), replace=False))
+    anchors = np.sort(generator.choice(num_views, min(ANCHORS, num_views), replace=False))
     pairs = [
         (int(anchor), int(other))
         for anchor in anchors
-        for other in neighbors_VN[anchor, :_NEIGHBORS]
+        for other in neighbors_VN[anchor, :NEIGHBORS]
         if other not in (NONE, anchor)
     ]
     needed = np.unique(np.concatenate([anchors, np.array(pairs, np.int64).reshape(-1)]))
     tokens: dict[int, Tensor] = {}
     smoothed: list[Tensor] = []
-    for start in range(0, len(needed), _READ_VIEWS):
-        block = needed[start : start + _READ_VIEWS]
+    blocks = [needed[start : start + _READ_VIEWS] for start in range(0, len(needed), _READ_VIEWS)]
+    if expect is not None:
+        expect(blocks)
+    for block in blocks:
         maps = F.normalize(read(block).cpu(), dim=1)
         smooth = F.normalize(smooth_code(maps, maps, temperature=temperature), dim=1)
         cells, drawn = maps[0, 0].numel(), min(_TOKENS, maps[0, 0].numel())

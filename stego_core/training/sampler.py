@@ -62,6 +62,48 @@ def _anchors(seed: int, step: int, batch: int, num_views: int) -> np.ndarray:
     return out
 
 
+def _views(
+    job: TrainJob, step: int, neighbors_VN: np.ndarray, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return anchors and neighbours of a step; the first draws of the step's generator."""
+    anchors = _anchors(job.seed, step, job.train.batch, len(neighbors_VN))
+    ranks = torch.rand(job.train.batch, generator=generator).numpy()
+    candidates = neighbors_VN[anchors]
+    counts = (candidates != NONE).sum(1)
+    picks = candidates[np.arange(job.train.batch), (ranks * counts).astype(np.int64)]
+    # Without any neighbour (a single image) the view is its own: the pair teaches nothing new.
+    return anchors, np.where(counts > 0, picks, anchors)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReads:
+    """What a worker reads of a training, in order: anchors, then neighbours, of each step.
+
+    Nothing is drawn before it is asked for, so a training of any length takes no memory.
+
+    Attributes:
+        job: the configuration.
+        first: step that the training starts, or goes on, with.
+        rows: of the batch, this worker's.
+        neighbors: (V, N) views, `NONE` where a view has fewer neighbours.
+    """
+
+    job: TrainJob
+    first: int
+    rows: slice
+    neighbors: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of reads."""
+        return 2 * max(0, self.job.train.steps - self.first)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Return the views of a read, (b,)."""
+        step, kind = self.first + index // 2, index % 2
+        generator = _generator(self.job.seed, _STEP_STREAM, step)
+        return _views(self.job, step, self.neighbors, generator)[kind][self.rows]
+
+
 def draw_step(job: TrainJob, step: int, *, neighbors_VN: np.ndarray, channels: int) -> StepDraws:
     """Make the draws of one step.
 
@@ -72,20 +114,15 @@ def draw_step(job: TrainJob, step: int, *, neighbors_VN: np.ndarray, channels: i
         channels: C of the features.
     """
     batch, samples = job.train.batch, job.loss.samples
-    anchors = _anchors(job.seed, step, batch, len(neighbors_VN))
     generator = _generator(job.seed, _STEP_STREAM, step)
-    ranks = torch.rand(batch, generator=generator).numpy()
-    candidates = neighbors_VN[anchors]
-    counts = (candidates != NONE).sum(1)
-    picks = candidates[np.arange(batch), (ranks * counts).astype(np.int64)]
+    anchors, neighbors = _views(job, step, neighbors_VN, generator)
     points = torch.rand(2, batch, samples, samples, 2, generator=generator) * 2 - 1
     draw_partners = overlapping_permutation if job.compat.overlapping_partners else derangement
     partners = [draw_partners(batch, generator) for _ in range(job.loss.negatives)]
     keep = dropout_masks(6 * batch, channels, job.head.dropout, generator)
     return StepDraws(
         anchors=anchors,
-        # Without any neighbour (a single image) the view is its own: the pair teaches nothing new.
-        neighbors=np.where(counts > 0, picks, anchors),
+        neighbors=neighbors,
         coords_anchor=points[0],
         coords_other=points[1],
         partners=torch.stack(partners),

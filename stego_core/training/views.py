@@ -12,10 +12,9 @@ from torch import Tensor
 from stego_core.config.compat import MineCompat
 from stego_core.config.schema import ImageLimits, ViewConfig
 from stego_core.datasets.directory import Dataset
-from stego_core.errors import InputError
-from stego_core.images.decode import ImageFailure, decode_image, decode_label
+from stego_core.images.decode import ImageFailure, decode_label
 from stego_core.images.geometry import resize_labels, view_boxes
-from stego_core.images.views import cut_view
+from stego_core.images.views import ViewCutter
 from stego_core.model.backbone import Backbone
 from stego_core.model.whitening import Whitening
 from stego_core.storage import fs
@@ -25,8 +24,24 @@ IGNORE_INDEX = 255
 _LABEL_CACHE_BYTES = 256 * 2**20
 
 
+class Reads(Protocol):
+    """The views of one read after the other."""
+
+    def __len__(self) -> int:
+        """Return the number of reads."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Return the views of one, (B,)."""
+
+
 class FeatureSource(Protocol):
     """Features of views by index."""
+
+    def expect(self, reads: Reads) -> None:
+        """Be told which reads follow, in which order: a source may compute them ahead.
+
+        Whatever was expected before and has not been read is not expected any more.
+        """
 
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, C, h, w) float32, channels last in memory."""
@@ -37,6 +52,9 @@ class FromStore:
 
     def __init__(self, store: StoredFeatures) -> None:
         self._store = store
+
+    def expect(self, reads: Reads) -> None:
+        """Do nothing: what is stored needs no time."""
 
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, C, h, w) float32."""
@@ -49,6 +67,10 @@ class Whitened:
     def __init__(self, source: FeatureSource, whitening: Whitening) -> None:
         self._source, self._whitening = source, whitening
 
+    def expect(self, reads: Reads) -> None:
+        """Tell the source that is whitened."""
+        self._source.expect(reads)
+
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, D, h, w) float32 unit vectors."""
         with torch.no_grad():
@@ -57,7 +79,7 @@ class Whitened:
 
 
 class FromBackbone:
-    """Features computed on demand, for data too large to store.
+    """Features and pixels computed on demand, in this process.
 
     Args:
         backbone: the frozen network.
@@ -79,8 +101,11 @@ class FromBackbone:
         compat: MineCompat,
     ) -> None:
         self._backbone, self._views, self._uris = backbone, views, uris
-        self._config, self._limits, self._compat = config, limits, compat
-        self._side = view_side(config, backbone.patch_size)
+        side = view_side(config, backbone.patch_size)
+        self._cutter = ViewCutter(side, config, limits, compat)
+
+    def expect(self, reads: Reads) -> None:
+        """Do nothing: each read is computed when it is made."""
 
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, C, h, w) float32.
@@ -112,12 +137,8 @@ class FromBackbone:
 
     def _view_pixels(self, view: int) -> np.ndarray:
         image_id = int(self._views.image_ids[view])
-        uri = self._uris[image_id]
-        image = decode_image(fs.read_bytes(uri), self._limits)
-        if isinstance(image, ImageFailure):
-            raise InputError(f"{uri} has changed since mining ({image.problem}): mine again")
         crop = int(self._views.crops[view])
-        return cut_view(image, image_id, crop, self._side, self._config, self._compat)
+        return self._cutter.cut(self._uris[image_id], image_id, [crop])[0]
 
 
 class LabelSource:

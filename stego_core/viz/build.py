@@ -48,13 +48,13 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
     names = [cluster["name"] for cluster in clusters]
     source = RunDirectory(job.masks, job="report")
     index = write_report(
-        fs.local_path(run.uri),
+        run.uri,
         _images(parts, job),
         _facts(job, source),
         names,
         cluster_colors(len(names)),
     )
-    run.event("report", index=str(index))
+    run.event("report", index=index)
     logger.info("report: %s", index)
 
 

@@ -194,6 +194,13 @@ def encode_jpeg(pixels_HWC: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encode_png(image: Image.Image) -> bytes:
+    """Return an image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def _mix(below: np.ndarray, above: np.ndarray, opacity: float) -> np.ndarray:
     """Return uint8 `above` over `below`, in integers so that the bytes are the same anywhere."""
     weight = round(opacity * 256)

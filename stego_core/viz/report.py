@@ -6,7 +6,6 @@ come from outside: they are shown as text and never become part of a path.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,16 @@ import numpy as np
 
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import color_hex
+from stego_core.storage import fs
 from stego_core.viz.calibration import CalibrationFacts, correspondences_svg
 from stego_core.viz.curve import CURVE_SIZE, scale_curve
+from stego_core.viz.numbers import number, percent
 from stego_core.viz.overlay import (
     NO_CLUSTER_COLOR,
     check_pixels,
     crop_around,
     encode_jpeg,
+    encode_png,
     fit_pixels,
     mask_image,
     overlay,
@@ -169,19 +171,19 @@ class _Clusters:
 
 
 def write_report(
-    folder: Path,
+    folder_uri: str,
     images: Iterable[ReportImage],
     facts: ReportFacts,
     cluster_names: Sequence[str],
     colors: np.ndarray,
-) -> Path:
-    """Write `index.html` and `images/` and return the path of the page.
+) -> str:
+    """Write `index.html` and `images/` and return the URI of the page.
 
     The images are read one at a time, in order. The same input gives the same bytes; image files
     of an earlier report in the same folder are replaced or removed.
 
     Args:
-        folder: where to write; made if it is missing.
+        folder_uri: where to write; made if it is missing.
         images: any number, none included.
         facts: the heading, tables and curves.
         cluster_names: a name for each cluster.
@@ -193,19 +195,18 @@ def write_report(
     """
     template = _load_template()
     clusters = _Clusters(cluster_names, colors)
-    image_folder = folder / "images"
-    image_folder.mkdir(parents=True, exist_ok=True)
-    for path in image_folder.iterdir():
-        if _OWN_FILE.fullmatch(path.name):
-            path.unlink()
+    images_uri = fs.join(folder_uri, "images")
+    for name in fs.list_names(images_uri):
+        if _OWN_FILE.fullmatch(name):
+            fs.delete(fs.join(images_uri, name))
     entries = []
     for order, image in enumerate(images, start=1):
-        entry = _write_image(image_folder, order, image, clusters)
+        entry = _write_image(images_uri, order, image, clusters)
         clusters.add(image, entry)
         entries.append(entry)
     for cluster, crops in clusters.crops.items():
         for rank, crop in enumerate(crops):
-            (image_folder / f"cluster-{cluster:05d}-{rank}.jpg").write_bytes(crop.jpeg)
+            fs.write_bytes(fs.join(images_uri, f"cluster-{cluster:05d}-{rank}.jpg"), crop.jpeg)
     page = template.render(
         facts=facts,
         entries=entries,
@@ -221,10 +222,10 @@ def write_report(
         crop_side=_CROP_SIDE,
         max_quarantine_rows=_MAX_QUARANTINE_ROWS,
     )
-    index = folder / "index.html"
+    index_uri = fs.join(folder_uri, "index.html")
     # A file name that is no valid UTF-8 holds lone surrogates, which can't be encoded.
-    index.write_bytes(page.encode("utf-8", "backslashreplace"))
-    return index
+    fs.write_bytes(index_uri, page.encode("utf-8", "backslashreplace"))
+    return index_uri
 
 
 def _load_template() -> jinja2.Template:
@@ -242,32 +243,22 @@ def _load_template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["percent"] = _percent
-    environment.filters["number"] = _number
+    environment.filters["percent"] = percent
+    environment.filters["number"] = number
     return environment.get_template("report.html.jinja")
 
 
-def _write_image(folder: Path, order: int, image: ReportImage, clusters: _Clusters) -> _Entry:
+def _write_image(images_uri: str, order: int, image: ReportImage, clusters: _Clusters) -> _Entry:
     check_pixels(image.pixels)
     pixels = fit_pixels(image.pixels, _THUMB_BOX)
     height, width = pixels.shape[:2]
     labels = resize_labels(image.labels, height, width)
     entry = _Entry(order, image.name, width, height, clusters.legend(image))
-    drawn = overlay(pixels, labels, clusters.colors)
-    (folder / f"{entry.stem}-image.jpg").write_bytes(encode_jpeg(pixels))
-    (folder / f"{entry.stem}-overlay.jpg").write_bytes(encode_jpeg(drawn))
-    mask_image(labels, clusters.colors).save(folder / f"{entry.stem}-mask.png")
+    files = {
+        "image.jpg": encode_jpeg(pixels),
+        "overlay.jpg": encode_jpeg(overlay(pixels, labels, clusters.colors)),
+        "mask.png": encode_png(mask_image(labels, clusters.colors)),
+    }
+    for name, content in files.items():
+        fs.write_bytes(fs.join(images_uri, f"{entry.stem}-{name}"), content)
     return entry
-
-
-def _percent(share: float) -> str:
-    """Return a share of [0, 1] in percent with one decimal."""
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
-
-
-def _number(value: float) -> str:
-    """Return a number with four significant digits, thousands apart by narrow spaces."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
-    return text.replace(",", "\u202f")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,21 +29,23 @@ VAL = ["--input", f"s3://{BUCKET}/data/imgs/val", "--model", f"s3://{BUCKET}/run
 
 @pytest.fixture(scope="module")
 def said(s3_cluster: Cluster) -> str:
-    """Train, segment and evaluate from bucket to bucket; everything the three jobs printed."""
+    """Train, segment, evaluate and report from bucket to bucket; all that the jobs printed."""
     root, out = f"s3://{BUCKET}/data", f"s3://{BUCKET}"
     train = ["--data.root", root, "--out", f"{out}/run", *TRAIN]
     score = ["--data.root", root, "--model", f"{out}/run", "--out", f"{out}/eval", *SEGMENT]
+    show = ["--masks", f"{out}/out", "--model", f"{out}/run", "--metrics", f"{out}/eval"]
     jobs = [
         s3_cluster.run("train.py", *train),
         s3_cluster.run("segment_bucket.py", *VAL, "--out", f"{out}/out"),
         s3_cluster.run("evaluate.py", *score),
+        s3_cluster.run("report.py", *show),
     ]
     return "".join(job.stdout + job.stderr for job in jobs)
 
 
 @pytest.mark.usefixtures("said")
 def test_every_job_leaves_its_results_and_a_done_status_in_the_bucket(store: Store) -> None:
-    for prefix in ("run", "out", "eval"):
+    for prefix in ("run", "out", "eval", "out/report"):
         status = json.loads(store.read(f"{prefix}/status.json"))
         assert (status["state"], status["exit_code"]) == ("done", 0), prefix
     keys = set(store.keys())
@@ -52,6 +55,16 @@ def test_every_job_leaves_its_results_and_a_done_status_in_the_bucket(store: Sto
     assert metrics["cluster.accuracy"] > 50  # three regions of three colours
     events = [json.loads(line) for line in store.read("run/events-train.jsonl").splitlines()]
     assert [e["step"] for e in events if e["event"] == "train/step"] == [20, 30]
+
+
+@pytest.mark.usefixtures("said")
+def test_the_report_of_a_bucket_shows_its_masks_curves_and_metrics(store: Store) -> None:
+    page = store.read("out/report/index.html").decode()
+    shown = set(re.findall(r'src="(images/[^"]+)"', page))
+    assert len([name for name in shown if name.endswith("-overlay.jpg")]) == 12
+    assert {f"out/report/{name}" for name in shown} <= set(store.keys())
+    assert "loss/total" in page
+    assert "cluster.miou" in page
 
 
 @pytest.mark.usefixtures("said")

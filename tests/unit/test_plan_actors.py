@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -39,6 +41,10 @@ class Planned(Exception):
     """Raised where Ray would start the workers."""
 
 
+def mined(*, is_stored: bool) -> Any:
+    return SimpleNamespace(is_stored=is_stored)
+
+
 @dataclass
 class Trainer:
     seen: dict
@@ -57,8 +63,23 @@ def test_training_hands_the_plans_backend_and_gpus_to_ray(
     monkeypatch.setattr(train, "TorchTrainer", trainer)
     run = train.RunDirectory(str(tmp_path / "run"), job="train")
     with pytest.raises(Planned):
-        train._fit(TrainJob(workers=2), run, None, key="0")  # type: ignore[arg-type]
+        train._fit(TrainJob(workers=2), run, mined(is_stored=True), key="0")
     assert trainer.seen["torch_config"].backend == backend
     scaling = trainer.seen["scaling_config"]
     assert (scaling.use_gpu, scaling.num_workers) == (bool(resources), 2)
     assert trainer.seen["train_loop_config"]["device"] == ("cuda" if resources else "cpu")
+
+
+def test_a_training_without_a_store_leaves_part_of_each_gpu_to_the_backbone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    give(monkeypatch, CPU=16, GPU=2)
+    trainer = Trainer({})
+    monkeypatch.setattr(train, "TorchTrainer", trainer)
+    run = train.RunDirectory(str(tmp_path / "run"), job="train")
+    with pytest.raises(Planned):
+        train._fit(TrainJob(workers=2), run, mined(is_stored=False), key="0")
+    gpus = trainer.seen["scaling_config"].resources_per_worker["GPU"]
+    backbone = trainer.seen["train_loop_config"]["stream"].backbone
+    assert 0.5 < gpus <= 1 - backbone.num_gpus * backbone.count
+    assert backbone.device == trainer.seen["train_loop_config"]["device"] == "cuda"

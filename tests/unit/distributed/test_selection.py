@@ -25,7 +25,7 @@ def run(folder, select, *, dies_at=None, rank=0):
     data = train_data()
     context = FolderContext(folder / "state", dies_at=dies_at, rank=rank)
     candidates = Candidates(str(folder / "candidates"), job, data, card_of(job), context)
-    model = train(job, data, context, device="cpu", visit=candidates.visit)
+    model = train(job, data, context, device="cpu", visit=candidates.visitor)
     return candidates.choose(model)
 
 

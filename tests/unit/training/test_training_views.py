@@ -105,6 +105,9 @@ def test_an_image_that_changed_since_mining_is_named(backbone, tmp_path):
     Path(uri).write_bytes(b"not an image any more")
     with pytest.raises(InputError, match=r"has changed since mining .*: mine again"):
         source.read(np.array([0]))
+    Path(uri).unlink()
+    with pytest.raises(InputError, match="is gone since mining: mine again"):
+        source.read(np.array([0]))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -40,7 +41,7 @@ def without(*path):
 
 def page(tmp_path, calibration):
     facts = ReportFacts("Run", [], {}, [], {}, "", calibration)
-    return write_report(tmp_path, [], facts, ["a"], cluster_colors(1)).read_text()
+    return Path(write_report(str(tmp_path), [], facts, ["a"], cluster_colors(1))).read_text()
 
 
 def test_the_page_shows_the_numbers_of_each_kind(tmp_path):

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from PIL import Image
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.viz.curve import scale_curve
-from stego_core.viz.report import ReportFacts, ReportImage, write_report
+from stego_core.viz.report import ReportFacts, ReportImage
+from stego_core.viz.report import write_report as write_to_uri
 
 NAMES = ["sky", "grass", "water", "rock"]
 COLORS = cluster_colors(4)
@@ -73,6 +75,10 @@ def facts(**changes: object) -> ReportFacts:
         "query": "SELECT count(*) FROM 'masks/part-*.parquet' WHERE share > 0.2;",
     }
     return ReportFacts(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def write_report(folder: Path, *rest: Any) -> Path:
+    return Path(write_to_uri(str(folder), *rest))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

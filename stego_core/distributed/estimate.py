@@ -1,0 +1,75 @@
+"""What a run will take, for the plan of a dry run: space of the feature store, and time.
+
+Times are of what is measured here and now on the CPU of this machine: a few views through the
+backbone, a few steps on noise.
+"""
+
+from __future__ import annotations
+
+from stego_core.config.schema import MineJob, TrainJob, TuneJob
+from stego_core.images.views import view_count
+from stego_core.model.registry import BackboneRecord
+from stego_core.model.speed import seconds_per_view
+from stego_core.training.speed import seconds_per_step, views_read
+from stego_core.training.views import view_side
+
+
+def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
+    """Return the size of the patch features of all views, in bytes."""
+    tokens = (view_side(job.views, record.patch_size) // record.patch_size) ** 2
+    return num_images * views_per_image(job) * tokens * feature_width(job, record) * 2
+
+
+def feature_width(job: MineJob, record: BackboneRecord) -> int:
+    """Return C of the features."""
+    blocks = len(job.backbone.blocks) if job.backbone.feature == "blocks" else 1
+    return record.width * blocks
+
+
+def views_per_image(job: MineJob) -> int:
+    """Return how many views each image gives."""
+    return view_count(job.views)
+
+
+def fate(job: MineJob, size: int) -> str:
+    """Return the size of the features, and what becomes of them."""
+    budget = f"store.max_bytes is {_mebibytes(job.store.max_bytes)}"
+    if size <= job.store.max_bytes:
+        return f"{_mebibytes(size)}, stored ({budget})"
+    return f"{_mebibytes(size)}, not stored ({budget})"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def mining_time(job: MineJob, record: BackboneRecord, num_views: int) -> str:
+    """Return about how long mining takes, to follow what it does; empty where nobody knows."""
+    view_s = seconds_per_view(job.backbone, view_side(job.views, record.patch_size))
+    if view_s is None:
+        return ""
+    return f", about {_minutes(num_views * view_s)} on the CPU of this machine"
+
+
+def training_time(
+    job: MineJob, record: BackboneRecord, num_views: int, *, is_stored: bool
+) -> list[str]:
+    """Return a line on how long the steps take with and without a store, if anybody knows."""
+    if not isinstance(job, TrainJob) or isinstance(job, TuneJob):
+        return []
+    side = view_side(job.views, record.patch_size)
+    grid = side // record.patch_size
+    step_s = seconds_per_step(job, width=feature_width(job, record), grid=grid)
+    view_s = seconds_per_view(job.backbone, side)
+    if step_s is None or view_s is None:
+        return []
+    # The backbone works on the same CPUs as the step.
+    streamed_s = job.train.steps * step_s + views_read(job, num_views) * view_s
+    stored = f"about {_minutes(job.train.steps * step_s)} from the store"
+    streamed = f"about {_minutes(streamed_s)} streamed through the backbone"
+    first, second = (stored, streamed) if is_stored else (streamed, stored)
+    return [f"time of training: {first} ({second}), on the CPU of this machine"]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} min"

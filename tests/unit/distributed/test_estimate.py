@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from factories import picture, png_bytes, write_tree
+
+from stego_core.config.load import load_job
+from stego_core.config.schema import MineJob, TrainJob
+from stego_core.distributed import estimate
+from stego_core.distributed.mine import plan_mine
+
+SMALL = ["--backbone.name", "test_vit", "--backbone.weights", "random", "--views.resolution", "64"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[str]:
+    files = {f"{number}.png": png_bytes(picture(seed=number)) for number in range(5)}
+    return ["--data.root", str(write_tree(tmp_path / "data", files)), "--out", str(tmp_path / "o")]
+
+
+def plan(job_type, flags: list[str]) -> list[str]:
+    return plan_mine(load_job(job_type, flags, prog="test"))
+
+
+def test_a_dry_run_says_whether_features_fit_and_how_long_both_ways_take(
+    data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "seconds_per_step", lambda job, width, grid: 2.0)
+    monkeypatch.setattr(estimate, "seconds_per_view", lambda backbone, side: 0.5)
+    flags = [*data, *SMALL, "--train.steps", "600", "--train.batch", "4", "--head.whiten", "0"]
+    fits = plan(TrainJob, flags)
+    assert any(line.endswith("MiB, stored (store.max_bytes is 20480 MiB)") for line in fits)
+    # 600 steps of 2 s; 600 x 2 x 4 views, and those of calibration and fit, of 0.5 s.
+    stored, streamed = "about 20 min from the store", "about 60 min streamed through the backbone"
+    end = "on the CPU of this machine"
+    assert fits[-1] == f"time of training: {stored} ({streamed}), {end}"
+    large = plan(TrainJob, [*flags, "--store.max-bytes", "1000"])
+    assert any(line.endswith("MiB, not stored (store.max_bytes is 0 MiB)") for line in large)
+    assert large[-1] == f"time of training: {streamed} ({stored}), {end}"
+
+
+def test_the_plan_of_mining_alone_has_no_time_of_training(data: list[str]) -> None:
+    lines = plan(MineJob, [*data, *SMALL])
+    assert not any("time of training" in line for line in lines)
+    assert any(line.startswith("mine: to do, 1 units, about 1 min") for line in lines)
+
+
+def test_what_nobody_knows_is_not_said(data: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "seconds_per_view", lambda backbone, side: None)
+    lines = plan(TrainJob, [*data, *SMALL])
+    assert "mine: to do, 1 units" in lines
+    assert not any("time of training" in line for line in lines)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from stego_core.distributed.cluster import ActorPlan
+from stego_core.distributed.stream_plan import split
+
+
+def workers_on(cpus: float, gpus: float, largest: float, count: int) -> ActorPlan:
+    """As `plan_actors` plans them."""
+    if gpus:
+        return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
+    share = min((cpus - max(1.0, cpus / 10)) / count, largest - 0.5)
+    return ActorPlan(count, num_cpus=share, num_gpus=0, threads=int(min(cpus / count, largest)))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("nodes", "node_cpus"), [(1, 1), (1, 2), (1, 16), (4, 16), (3, 7)])
+def test_on_cpus_everything_fits_and_most_of_the_cluster_computes_features(
+    workers: int, nodes: int, node_cpus: int
+) -> None:
+    cpus = nodes * node_cpus
+    alone = workers_on(cpus, 0, node_cpus, workers)
+    plan = split(alone, cpus=cpus, gpus=0, largest=node_cpus)
+    backbones = plan.backbone.count * plan.backbone.num_cpus
+    readers = plan.fetch_tasks * plan.fetch_cpus
+    assert workers * (plan.worker.num_cpus + backbones + readers) <= cpus
+    assert plan.fetch_cpus > 0
+    assert plan.worker.threads == alone.threads
+    # One actor fits on a node beside what else is there.
+    assert plan.backbone.num_cpus <= max(0, node_cpus - 0.5)
+    if cpus / workers >= 8:
+        assert workers * backbones >= 0.7 * cpus
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(1, 1), (4, 1), (4, 2), (8, 8)])
+def test_on_gpus_no_two_workers_share_one_and_each_gpu_has_a_backbone(
+    gpus: int, workers: int
+) -> None:
+    plan = split(workers_on(16, gpus, 16, workers), cpus=16, gpus=gpus, largest=16)
+    assert plan.worker.num_gpus > 0.5
+    assert plan.worker.num_gpus + plan.backbone.num_gpus <= 1
+    assert workers * plan.backbone.count == gpus
+    assert plan.backbone.num_cpus == 0
+    assert workers * plan.fetch_tasks * plan.fetch_cpus <= 16
+
+
+def test_more_threads_have_more_views_ahead_of_them() -> None:
+    small, large = (
+        split(workers_on(c, 0, c, 1), cpus=c, gpus=0, largest=c).views_ahead for c in (2, 32)
+    )
+    assert (small, large) == (64, 512)
