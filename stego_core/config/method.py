@@ -133,6 +133,9 @@ class ClustersConfig(Strict):
     """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
     never used); `modularity`: clusters that maximise the modularity of the graph of codes, as
     CAUSE does; `none` keeps the probe that SGD trained, as the paper does."""
+    boost: Literal["none", "primaps"] = "none"
+    """`primaps` fits the clusters that the refit ends with to mask proposals of each image, as
+    PriMaPs-EM does."""
     over: Positive = 1
     """Fit this many times the clusters, then merge them by average linkage; a merged cluster
     keeps all its centroids."""

@@ -70,3 +70,28 @@ def silhouette(points: np.ndarray, centroids: np.ndarray) -> float:
         own, other = sorted(1 - cosine(point, centroid) for centroid in centroids)[:2]
         values.append((other - own) / other if other > 0 else 0.0)
     return sum(values) / len(values)
+
+
+def mask_proposals(features: np.ndarray, threshold: float, coverage: float) -> np.ndarray:
+    """PriMaPs of the tokens of one image, (T, D): the number of each token's mask, -1 for none."""
+    masks = np.full(len(features), -1)
+    while (masks == -1).mean() > 1 - coverage:
+        free = np.flatnonzero(masks == -1)
+        centred = features[free] - features[free].mean(0)
+        direction = np.linalg.svd(centred)[2][0]
+        seed = max(free, key=lambda token: abs(cosine(features[token], direction)))
+        alike = [token for token in free if cosine(features[token], features[seed]) >= threshold]
+        masks[alike] = masks.max() + 1
+    return masks
+
+
+def focal_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Cross-entropy times (1 - mean probability of the label)², by loops; -1 doesn't count."""
+    powers = np.exp(logits)
+    probabilities = powers / powers.sum(1, keepdims=True)
+    total = 0.0
+    for token, label in enumerate(labels):
+        if label >= 0:
+            share = probabilities[:, label].mean()
+            total -= (1 - share) ** 2 * math.log(probabilities[token, label])
+    return total / len(labels)
