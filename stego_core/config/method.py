@@ -22,9 +22,11 @@ from stego_core.config.base import (
 class HeadConfig(Strict):
     """The trained projection of features to the code."""
 
-    kind: Literal["nonlinear", "linear", "none"] = "nonlinear"
-    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4); `none` takes the
-    features as the code, whatever `dim` says: the paper's baseline of the backbone alone."""
+    kind: Literal["nonlinear", "linear", "transformer", "none"] = "nonlinear"
+    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4); `transformer` has
+    a transformer block before it, in which the tokens of an image see each other, as CAUSE does;
+    `none` takes the features as the code, whatever `dim` says: the paper's baseline of the
+    backbone alone."""
     dim: Positive = 64
     """Channels of the code (the paper has 70 or more)."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1

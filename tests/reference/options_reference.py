@@ -95,3 +95,39 @@ def focal_loss(logits: np.ndarray, labels: np.ndarray) -> float:
             share = probabilities[:, label].mean()
             total -= (1 - share) ** 2 * math.log(probabilities[token, label])
     return total / len(labels)
+
+
+def decoder_layer(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    """A one-headed transformer decoder layer of unit tokens brought to variance 1, (T, C)."""
+    channels = tokens.shape[1]
+
+    def attend(name, queries, keys):
+        split = weights[f"{name}.in_proj_weight"].reshape(3, channels, channels)
+        q, k, v = (
+            rows @ weight.T + bias
+            for rows, weight, bias in zip(
+                (queries, keys, keys),
+                split,
+                weights[f"{name}.in_proj_bias"].reshape(3, channels),
+                strict=True,
+            )
+        )
+        out = []
+        for query in q:
+            powers = np.exp(k @ query / math.sqrt(channels))
+            out.append((powers / powers.sum()) @ v)
+        return (
+            np.array(out) @ weights[f"{name}.out_proj.weight"].T
+            + (weights[f"{name}.out_proj.bias"])
+        )
+
+    def normalise(name, rows):
+        centred = rows - rows.mean(1, keepdims=True)
+        scaled = centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5)
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    start = tokens / np.linalg.norm(tokens, axis=1, keepdims=True) * math.sqrt(channels)
+    rows = normalise("norm1", start + attend("self_attn", start, start))
+    rows = normalise("norm2", rows + attend("multihead_attn", rows, start))
+    hidden = np.maximum(rows @ weights["linear1.weight"].T + weights["linear1.bias"], 0)
+    return normalise("norm3", rows + hidden @ weights["linear2.weight"].T + weights["linear2.bias"])

@@ -18,8 +18,8 @@ TOLERANCE = 1e-5
 WORKERS = 2
 
 
-def job_of(**loss):
-    return train_job(train={"steps": 5, "head_lr": 5e-4}, loss=loss)
+def job_of(*, head=None, **loss):
+    return train_job(train={"steps": 5, "head_lr": 5e-4}, loss=loss, head=head)
 
 
 def trained(folder, rank, num_workers, job):
@@ -52,6 +52,7 @@ JOBS = [
     job_of(shifts="adaptive"),
     job_of(energy="smooth"),
     job_of(local=0.5),
+    job_of(head={"kind": "transformer"}),
 ]
 # The one switch that is meant to make a run depend on the number of workers.
 WORKER_MEAN = dataclasses.replace(job_of(), compat=TrainCompat(worker_mean=True))
