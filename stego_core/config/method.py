@@ -58,9 +58,10 @@ class PairConfig(Strict):
 class LossConfig(Strict):
     """The correspondence loss (paper, section 3)."""
 
-    energy: Literal["correspondence", "smooth"] = "correspondence"
+    energy: Literal["correspondence", "smooth", "concept"] = "correspondence"
     """What pairs of points pay for: `correspondence` compares codes, as the paper does; `smooth`
-    compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours."""
+    compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours;
+    `concept` has no pairs, but contrasts codes by the concepts of their features, as CAUSE does."""
     shifts: Literal["auto", "fixed", "adaptive"] = "auto"
     """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
     `fixed` uses the numbers given for each kind; `adaptive` computes a shift for each kind in each

@@ -131,3 +131,15 @@ def decoder_layer(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndar
     rows = normalise("norm2", rows + attend("multihead_attn", rows, start))
     hidden = np.maximum(rows @ weights["linear1.weight"].T + weights["linear1.bias"], 0)
     return normalise("norm3", rows + hidden @ weights["linear2.weight"].T + weights["linear2.bias"])
+
+
+def contrast(codes: np.ndarray, keys: np.ndarray, likeness: np.ndarray) -> float:
+    """CAUSE's InfoNCE of the codes (P, K) of one image: the mean over positive pairs."""
+    values = []
+    for code, row in zip(codes, likeness, strict=True):
+        scores = [cosine(code, key) / 0.07 for key in keys]
+        counted = [s for s, near in zip(scores, row, strict=True) if near > 0.3 or near < 0.1]
+        for score, near in zip(scores, row, strict=True):
+            if near > 0.3:
+                values.append(math.log(sum(math.exp(one) for one in counted)) - score)
+    return sum(values) / len(values)
