@@ -227,6 +227,8 @@ def _check_options(value: Mapping[str, Any]) -> list[str]:
     weights = ["loss.self.weight", "loss.random.weight"]
     if value.get("loss.energy") == "smooth" and not any(value[path] for path in weights):
         lines.append(_clash(value, "loss.energy", *weights, rule="it has no other kinds of pairs"))
+    if value.get("loss.energy") == "concept" and value["loss.local"]:
+        lines.append(_clash(value, "loss.energy", "loss.local", rule="it has no pairs to mix"))
     if value.get("predict.scales") == ():
         lines.append(_clash(value, "predict.scales", rule="must name a size"))
     if value.get("clusters.over", 1) > 1 and value["clusters.refit"] == "none":

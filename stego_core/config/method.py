@@ -22,9 +22,11 @@ from stego_core.config.base import (
 class HeadConfig(Strict):
     """The trained projection of features to the code."""
 
-    kind: Literal["nonlinear", "linear", "none"] = "nonlinear"
-    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4); `none` takes the
-    features as the code, whatever `dim` says: the paper's baseline of the backbone alone."""
+    kind: Literal["nonlinear", "linear", "transformer", "none"] = "nonlinear"
+    """`nonlinear` adds a two-layer branch to the linear one (paper, section 4); `transformer` has
+    a transformer block before it, in which the tokens of an image see each other, as CAUSE does;
+    `none` takes the features as the code, whatever `dim` says: the paper's baseline of the
+    backbone alone."""
     dim: Positive = 64
     """Channels of the code (the paper has 70 or more)."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1
@@ -56,9 +58,10 @@ class PairConfig(Strict):
 class LossConfig(Strict):
     """The correspondence loss (paper, section 3)."""
 
-    energy: Literal["correspondence", "smooth"] = "correspondence"
+    energy: Literal["correspondence", "smooth", "concept"] = "correspondence"
     """What pairs of points pay for: `correspondence` compares codes, as the paper does; `smooth`
-    compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours."""
+    compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours;
+    `concept` has no pairs, but contrasts codes by the concepts of their features, as CAUSE does."""
     shifts: Literal["auto", "fixed", "adaptive"] = "auto"
     """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
     `fixed` uses the numbers given for each kind; `adaptive` computes a shift for each kind in each
@@ -140,6 +143,9 @@ class ClustersConfig(Strict):
     """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
     never used); `modularity`: clusters that maximise the modularity of the graph of codes, as
     CAUSE does; `none` keeps the probe that SGD trained, as the paper does."""
+    boost: Literal["none", "primaps"] = "none"
+    """`primaps` fits the clusters that the refit ends with to mask proposals of each image, as
+    PriMaPs-EM does."""
     over: Positive = 1
     """Fit this many times the clusters, then merge them by average linkage; a merged cluster
     keeps all its centroids."""

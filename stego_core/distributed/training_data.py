@@ -24,6 +24,7 @@ from stego_core.neighbors.table import neighbor_indices, read_table
 from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views
 from stego_core.training.calibration import KINDS, calibrate
+from stego_core.training.concepts import CODEBOOK_TOKENS, find_concepts
 from stego_core.training.fit import sample_tokens
 from stego_core.training.loop import TrainContext, TrainData
 from stego_core.training.matching import match_tokens
@@ -87,7 +88,15 @@ def training_data(
         whitening=whitening,
         class_tokens=views.class_tokens,
         pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,
+        concepts=_concepts(job, seen, len(views.image_ids)),
     )
+
+
+def _concepts(job: TrainJob, seen: FeatureSource, num_views: int) -> torch.Tensor | None:
+    if job.loss.energy != "concept":
+        return None
+    tokens = sample_tokens(seen, num_views, CODEBOOK_TOKENS, seed=job.seed)
+    return find_concepts(tokens, seed=job.seed)
 
 
 def _whitening(job: TrainJob, features: FeatureSource, num_views: int) -> Whitening | None:

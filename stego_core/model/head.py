@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from stego_core.config.method import HeadConfig
 from stego_core.errors import ConfigError, ShapeError
+from stego_core.model.decoder import DecoderBlock
 
 
 class Head(nn.Module):
-    """Project features to the code, at every grid cell alone.
+    """Project features to the code, at every grid cell alone except for `transformer`.
 
     `nonlinear`: W1 f + W3 ReLU(W2 f); `linear`: W1 f. All are 1x1 convolutions with bias; W2
-    keeps the width. `none`: the code is f; W1 is the identity and isn't trained, so that what is
-    fitted after training has a layer to be folded into.
+    keeps the width. `transformer`: `nonlinear` after a `DecoderBlock`, so that a cell's code
+    depends on the whole map. `none`: the code is f; W1 is the identity and isn't trained, so that
+    what is fitted after training has a layer to be folded into.
 
     Args:
         width: C, channels of the features.
@@ -33,7 +35,12 @@ class Head(nn.Module):
         self.linear = nn.Conv2d(width, self.dim, kernel_size=1)
         self._is_trained = config.kind != "none"
         self.nonlinear: nn.Sequential | None = None
-        if config.kind == "nonlinear":
+        self.block: DecoderBlock | None = None
+        if config.kind == "transformer":
+            # The other weights are those of a head without the block.
+            with torch.random.fork_rng(devices=[]):
+                self.block = DecoderBlock(width)
+        if config.kind in ("nonlinear", "transformer"):
             self.nonlinear = nn.Sequential(
                 nn.Conv2d(width, width, kernel_size=1),
                 nn.ReLU(),
@@ -56,6 +63,8 @@ class Head(nn.Module):
             assert isinstance(last, nn.Conv2d)  # noqa: S101 - built above
             nn.init.zeros_(last.weight)
             nn.init.zeros_(_bias(last))
+        if self.block is not None:
+            self.block.start_as_identity()
 
     @torch.no_grad()
     def project_code(self, mean_K: Tensor, projection_KK: Tensor) -> None:
@@ -91,6 +100,8 @@ class Head(nn.Module):
             raise ShapeError(
                 f"features {tuple(features_BChw.shape)}: this head needs (B, {self.width}, h, w)"
             )
+        if self.block is not None:
+            features_BChw = self.block(features_BChw)
         first = second = features_BChw
         if keep_masks is not None and self._is_trained:
             first, second = (_drop(features_BChw, mask) for mask in keep_masks)

@@ -21,6 +21,7 @@ from stego_core.model.objectness import background_weights, measure_objectness
 from stego_core.model.segmenter import BASELINE_LINEAR, LINEAR
 from stego_core.model.smoothing import smooth_code
 from stego_core.model.whitening import principal_scaling
+from stego_core.training.boost import ViewMaps, boost_clusters
 from stego_core.training.linear import fit_linear, labelled_points
 from stego_core.training.loop import TrainData
 from stego_core.training.matching import Matches, match_tokens
@@ -99,6 +100,13 @@ class _Maps:
         features, _, _, smooth = self.read(views)
         return smooth, features
 
+    def projected(self, views: np.ndarray, mean_K: Tensor, projection_KK: Tensor) -> ViewMaps:
+        """Return what the boost needs, with smoothed codes projected."""
+        features, _, _, smooth = self.read(views)
+        seen = self._model.whiten(features.to(self._device))
+        centred = smooth - mean_K.view(1, -1, 1, 1)
+        return ViewMaps(seen, torch.einsum("ij,bjhw->bihw", projection_KK, centred))
+
     def _pull(self, features_BChw: Tensor, views: np.ndarray) -> Tensor:
         """Return what tends to be higher on things: likeness to the class token, or the centre."""
         if self._data.class_tokens is not None:
@@ -140,6 +148,13 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
         weights = background_weights(objectness, job.clusters.background)
         prefer = None if matches is None else _Agreement(matches, projection)
         clusters = _refit(job, (smoothed - mean) @ projection.T, weights, prefer)
+    if job.clusters.boost == "primaps":
+        clusters["clusters"] = boost_clusters(
+            lambda views: maps.projected(views, mean, projection),
+            clusters["clusters"],
+            num_views=len(data.neighbors),
+            seed=job.seed,
+        )
     baseline = spherical_kmeans(
         features, job.clusters.total, seed=job.seed, restarts=job.clusters.restarts
     )

@@ -63,6 +63,7 @@ class TrainData:
         whitening: of the features, or None.
         class_tokens: (V, C) of the views, or None where the backbone has none.
         pixels: of the views, where an optional loss needs them.
+        concepts: (M, channels) codebook of features, where the energy needs one.
     """
 
     features: FeatureSource
@@ -75,6 +76,7 @@ class TrainData:
     whitening: Whitening | None = None
     class_tokens: np.ndarray | None = None
     pixels: FromBackbone | None = None
+    concepts: Tensor | None = None
 
 
 def train(
@@ -104,6 +106,7 @@ def train(
         num_classes=data.num_classes,
         shifts=data.shifts,
         whitening=data.whitening,
+        concepts=data.concepts,
     ).to(device)
     optimizers = Optimizers(model, job.train)
     first = 0

@@ -34,6 +34,7 @@ from stego_core.loss.smooth import (
 from stego_core.model.head import Head
 from stego_core.model.probes import ClusterProbe, LinearProbe
 from stego_core.model.whitening import Whitening
+from stego_core.training.concepts import ConceptEnergy
 from stego_core.training.ema import MovingAverage
 from stego_core.training.optional import OptionalInputs
 from stego_core.training.sampler import StepDraws
@@ -70,6 +71,7 @@ class Trainable(nn.Module):
         num_classes: of the labels; 0 builds no linear probe.
         shifts: the shift of each kind of pair.
         whitening: of the features, part of the state but not trained; None leaves them as they are.
+        concepts: (M, channels) codebook of the concept energy; None with other energies.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Trainable(nn.Module):
         num_classes: int,
         shifts: dict[str, float],
         whitening: Whitening | None = None,
+        concepts: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.whitening = whitening
@@ -99,6 +102,8 @@ class Trainable(nn.Module):
         self.teacher: MovingAverage[ClusterProbe] | None = None
         if job.loss.energy == "smooth":
             self.teacher = MovingAverage(self.cluster_probe, PROTOTYPE_DECAY)
+        assert (job.loss.energy == "concept") == (concepts is not None)  # noqa: S101 - of our own
+        self.concepts = None if concepts is None else ConceptEnergy(self.head, concepts)
         self._loss, self._compat, self._num_classes = job.loss, job.compat, num_classes
         self._shifts = shifts
 
@@ -113,6 +118,8 @@ class Trainable(nn.Module):
             self.average.follow(self.head)
         if self.teacher is not None:
             self.teacher.follow(self.cluster_probe)
+        if self.concepts is not None:
+            self.concepts.follow(self.head)
 
     def whiten(self, features_BChw: Tensor) -> Tensor:
         """Return the features that teacher and head see."""
@@ -140,13 +147,14 @@ class Trainable(nn.Module):
             `total` with gradient; `self`, `knn`, `random`, `cluster`, `linear` losses, those of
             `local`, `reconstruction`, `alignment` and `crf` whose weight isn't 0, and the mean code
             correspondence of each kind of pair (`cd/self`, ...), the paper's collapse signal. The
-            smoothness energy has no `knn`.
+            smoothness energy has no `knn`; the concept energy has `concept` in place of pairs.
         """
         draws, rows = batch.draws, batch.rows
         keep = draws.keep[:, :, rows].to(batch.anchor)
         anchor, neighbor = self.whiten(batch.anchor), self.whiten(batch.neighbor)
         code = self.head(anchor, (keep[0, 0], keep[0, 1]))
-        codes = (code, None if self.teacher else self.head(neighbor, (keep[1, 0], keep[1, 1])))
+        has_knn = self._loss.energy == "correspondence"
+        codes = (code, self.head(neighbor, (keep[1, 0], keep[1, 1])) if has_knn else None)
         teacher, teacher_knn = anchor * keep[0, 2], neighbor * keep[1, 2]
         out = self._optional(batch.optional, code, teacher)
         if self._loss.oracle and batch.optional.labels is not None:
@@ -159,7 +167,10 @@ class Trainable(nn.Module):
             f_points, f_others = self._points(batch, teacher)
         places, features = (points, others, f_points, f_others), (teacher, teacher_knn)
         partners = draws.partners[:, rows].to(code.device)
-        out |= self._pairs(features, codes, places, partners)
+        if self.concepts is not None:
+            out["concept"] = self.concepts(anchor, code, points, (keep[1, 0], keep[1, 1]))
+        else:
+            out |= self._pairs(features, codes, places, partners)
         if self._loss.local:
             near = None if codes[1] is None else mix_neighbors(codes[1], neighbor)
             mixed = (mix_neighbors(code, anchor), near)
@@ -227,7 +238,7 @@ class Trainable(nn.Module):
         return total
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        total = losses["cluster"] + self._weighted(losses)
+        total = losses["cluster"] + losses.get("concept", self._weighted(losses))
         for name in ("local", "reconstruction", "alignment", "crf"):
             if name in losses:
                 total = total + getattr(self._loss, name) * losses[name]

@@ -17,6 +17,7 @@ OPTIONS = [
     *("--train.ema", "0.8", "--loss.energy", "smooth", "--loss.shifts", "adaptive"),
     *("--loss.local", "0.2", "--clusters.count", "0", "--clusters.over", "2", "--workers", "2"),
     *("--train.select", "agreement"),
+    *("--head.kind", "transformer", "--clusters.boost", "primaps"),
 ]
 
 
@@ -34,6 +35,7 @@ def test_a_model_of_many_options_trains_on_two_workers_and_segments(
     assert np.isfinite([last[f"loss/{name}"] for name in ("self", "random", "local")]).all()
     assert "loss/knn" not in last
     tensors = load_file(run / "model" / "model.safetensors")
+    assert any(name.startswith("head.block.") for name in tensors)
     assert len(tensors["clusters"]) == len(tensors["merge"]) == 2 * choice["count"]
     assert set(tensors["merge"]) == set(range(choice["count"]))
     judged = [event for event in events if event["event"] == "train/candidate"]

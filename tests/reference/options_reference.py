@@ -70,3 +70,76 @@ def silhouette(points: np.ndarray, centroids: np.ndarray) -> float:
         own, other = sorted(1 - cosine(point, centroid) for centroid in centroids)[:2]
         values.append((other - own) / other if other > 0 else 0.0)
     return sum(values) / len(values)
+
+
+def mask_proposals(features: np.ndarray, threshold: float, coverage: float) -> np.ndarray:
+    """PriMaPs of the tokens of one image, (T, D): the number of each token's mask, -1 for none."""
+    masks = np.full(len(features), -1)
+    while (masks == -1).mean() > 1 - coverage:
+        free = np.flatnonzero(masks == -1)
+        centred = features[free] - features[free].mean(0)
+        direction = np.linalg.svd(centred)[2][0]
+        seed = max(free, key=lambda token: abs(cosine(features[token], direction)))
+        alike = [token for token in free if cosine(features[token], features[seed]) >= threshold]
+        masks[alike] = masks.max() + 1
+    return masks
+
+
+def focal_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Cross-entropy times (1 - mean probability of the label)², by loops; -1 doesn't count."""
+    powers = np.exp(logits)
+    probabilities = powers / powers.sum(1, keepdims=True)
+    total = 0.0
+    for token, label in enumerate(labels):
+        if label >= 0:
+            share = probabilities[:, label].mean()
+            total -= (1 - share) ** 2 * math.log(probabilities[token, label])
+    return total / len(labels)
+
+
+def decoder_layer(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    """A one-headed transformer decoder layer of unit tokens brought to variance 1, (T, C)."""
+    channels = tokens.shape[1]
+
+    def attend(name, queries, keys):
+        split = weights[f"{name}.in_proj_weight"].reshape(3, channels, channels)
+        q, k, v = (
+            rows @ weight.T + bias
+            for rows, weight, bias in zip(
+                (queries, keys, keys),
+                split,
+                weights[f"{name}.in_proj_bias"].reshape(3, channels),
+                strict=True,
+            )
+        )
+        out = []
+        for query in q:
+            powers = np.exp(k @ query / math.sqrt(channels))
+            out.append((powers / powers.sum()) @ v)
+        return (
+            np.array(out) @ weights[f"{name}.out_proj.weight"].T
+            + (weights[f"{name}.out_proj.bias"])
+        )
+
+    def normalise(name, rows):
+        centred = rows - rows.mean(1, keepdims=True)
+        scaled = centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5)
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    start = tokens / np.linalg.norm(tokens, axis=1, keepdims=True) * math.sqrt(channels)
+    rows = normalise("norm1", start + attend("self_attn", start, start))
+    rows = normalise("norm2", rows + attend("multihead_attn", rows, start))
+    hidden = np.maximum(rows @ weights["linear1.weight"].T + weights["linear1.bias"], 0)
+    return normalise("norm3", rows + hidden @ weights["linear2.weight"].T + weights["linear2.bias"])
+
+
+def contrast(codes: np.ndarray, keys: np.ndarray, likeness: np.ndarray) -> float:
+    """CAUSE's InfoNCE of the codes (P, K) of one image: the mean over positive pairs."""
+    values = []
+    for code, row in zip(codes, likeness, strict=True):
+        scores = [cosine(code, key) / 0.07 for key in keys]
+        counted = [s for s, near in zip(scores, row, strict=True) if near > 0.3 or near < 0.1]
+        for score, near in zip(scores, row, strict=True):
+            if near > 0.3:
+                values.append(math.log(sum(math.exp(one) for one in counted)) - score)
+    return sum(values) / len(values)

@@ -87,7 +87,7 @@ def test_wrong_shapes_are_refused():
         Whitening(torch.zeros(3), torch.zeros(2, 4))
 
 
-@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+@pytest.mark.parametrize("kind", ["linear", "nonlinear", "transformer"])
 @pytest.mark.parametrize("dim", [3, 5, 8])
 def test_a_head_can_start_as_the_identity(kind, dim):
     head = Head(5, HeadConfig(kind=kind, dim=dim))
@@ -101,7 +101,7 @@ def test_a_head_can_start_as_the_identity(kind, dim):
     assert head.linear.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+@pytest.mark.parametrize("kind", ["linear", "nonlinear", "transformer"])
 def test_a_projection_of_the_code_is_folded_into_the_head(kind):
     head = Head(5, HeadConfig(kind=kind, dim=4))
     maps, mean, projection = drawn(2, 5, 3, 3), drawn(4, seed=1), drawn(4, 4, seed=2)

@@ -33,6 +33,7 @@ OPTIONS = {
     "smooth": {"loss": {"energy": "smooth"}},
     "adaptive": {"loss": {"shifts": "adaptive"}},
     "local": {"loss": {"local": 0.5}},
+    "transformer": {"head": {"kind": "transformer"}},
 }
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -88,6 +89,7 @@ def test_options_change_neither_the_draws_nor_the_first_weights(option):
     assert all(torch.equal(value, other[name]) for name, value in start.items())
     # Without the options there is nothing more than head and probe.
     assert {name.partition(".")[0] for name in start} == {"head", "cluster_probe"}
+    assert not [name for name in start if name.startswith("head.block")]
 
 
 def test_a_moving_average_is_the_weighted_sum_of_what_it_followed():

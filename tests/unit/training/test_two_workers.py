@@ -18,13 +18,18 @@ TOLERANCE = 1e-5
 WORKERS = 2
 
 
-def job_of(**loss):
-    return train_job(train={"steps": 5, "head_lr": 5e-4}, loss=loss)
+def job_of(*, head=None, **loss):
+    return train_job(train={"steps": 5, "head_lr": 5e-4}, loss=loss, head=head)
+
+
+CONCEPTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(9))
 
 
 def trained(folder, rank, num_workers, job):
     context = FolderContext(folder, rank=rank, num_workers=num_workers)
-    model = train(job, train_data(labels=True), context, device="cpu")
+    concepts = CONCEPTS if job.loss.energy == "concept" else None
+    data = train_data(labels=True, concepts=concepts)
+    model = train(job, data, context, device="cpu")
     return model.state_dict(), context.events
 
 
@@ -52,6 +57,8 @@ JOBS = [
     job_of(shifts="adaptive"),
     job_of(energy="smooth"),
     job_of(local=0.5),
+    job_of(head={"kind": "transformer"}),
+    job_of(energy="concept"),
 ]
 # The one switch that is meant to make a run depend on the number of workers.
 WORKER_MEAN = dataclasses.replace(job_of(), compat=TrainCompat(worker_mean=True))
