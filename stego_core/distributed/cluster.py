@@ -221,9 +221,9 @@ def total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0))
 
 
-def largest_node() -> float:
-    """Return the CPUs of the node that has most."""
-    return max(float(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])
+def node_cpus() -> list[float]:
+    """Return the CPUs of each node."""
+    return [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def plan_actors(count: int) -> ActorPlan:
@@ -242,7 +242,7 @@ def plan_actors(count: int) -> ActorPlan:
         return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
     if cpus < 1:
         raise ClusterError("the cluster has no CPU to work on")
-    largest = largest_node()
+    largest = max(node_cpus())
     share = min((cpus - max(1.0, cpus / 10)) / count, largest - 0.5)
     # A hundredth less than a whole CPU, so that Ray does not fuse reading into the actors.
     num_cpus = max(0.0, math.floor(share * 100 - 1) / 100)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stego_core.distributed.cluster import ActorPlan, largest_node, plan_actors, total
+from stego_core.distributed.cluster import ActorPlan, node_cpus, plan_actors, total
 
 # A worker has more than half of its GPU, so that no two are on one (NCCL refuses that), and the
 # backbone the rest: the step of head and loss leaves a GPU idle most of the time.
 _WORKER_GPU, _BACKBONE_GPU = 0.51, 0.49
-_WORKER_CPU = 0.1  # of what a worker and its backbone have together
+_WORKER_CPU = 0.1  # of a worker's share, which its own steps need
+_SPARE_CPU = 0.5  # of each node, for what Ray and the worker have there
 _BATCHES_AHEAD = 2  # for each thread of an actor: one in work, one ready
 _LEAST_AHEAD = 64  # views for each actor, so that a GPU has work
 _BATCH = 8  # views of one forward pass
@@ -45,21 +47,22 @@ def plan_stream(workers: int) -> StreamPlan:
     Raises:
         ClusterError: as `plan_actors`.
     """
-    return split(plan_actors(workers), cpus=total("CPU"), gpus=total("GPU"), largest=largest_node())
+    return split(plan_actors(workers), nodes=node_cpus(), gpus=total("GPU"))
 
 
-def split(workers: ActorPlan, *, cpus: float, gpus: float, largest: float) -> StreamPlan:
+def split(workers: ActorPlan, *, nodes: Sequence[float], gpus: float) -> StreamPlan:
     """Split what workers would have alone, and all that is idle, between them and a backbone.
 
     On GPUs there is a backbone actor for each GPU, and all CPUs read. On CPUs the actors share
-    what reading leaves; as many as nodes are needed to hold them.
+    what reading leaves, in pieces that fit on the nodes whatever order they are placed in: an actor
+    without a place would be waited for.
 
     Args:
         workers: as without a stream. They keep their threads, and so the order of their sums.
-        cpus: of the cluster.
+        nodes: CPUs of each node.
         gpus: of the cluster.
-        largest: CPUs of its largest node.
     """
+    cpus = sum(nodes)
     if workers.num_gpus:
         count = max(1, int(gpus // workers.count))
         free = cpus / workers.count
@@ -67,14 +70,21 @@ def split(workers: ActorPlan, *, cpus: float, gpus: float, largest: float) -> St
         worker = replace(workers, num_gpus=_WORKER_GPU)
     else:
         free = max(1.0, cpus / 10) / workers.count
-        share = max(0.0, cpus - free * workers.count) / workers.count
-        count = max(1, math.ceil(share / largest))
-        each = min(share * (1 - _WORKER_CPU) / count, largest - 0.5)
-        threads = max(1, math.floor(min(cpus / (workers.count * count), largest)))
-        backbone = ActorPlan(count, num_cpus=_floor(each), num_gpus=0, threads=threads)
-        worker = replace(workers, num_cpus=_floor(share * _WORKER_CPU))
+        share = max(0.0, cpus - free * workers.count) / workers.count * (1 - _WORKER_CPU)
+        count = 1
+        while not _fit(nodes, size=share / count, count=workers.count * count):
+            count += 1
+        threads = max(1, math.floor(cpus / (workers.count * count)))
+        backbone = ActorPlan(count, num_cpus=_floor(share / count), num_gpus=0, threads=threads)
+        worker = replace(workers, num_cpus=0)  # where it is matters, not what it reserves
     tasks = max(1, math.floor(free))
     return StreamPlan(worker, backbone, fetch_tasks=tasks, fetch_cpus=_floor(free / tasks))
+
+
+def _fit(nodes: Sequence[float], *, size: float, count: int) -> bool:
+    if size < 1:  # small ones find a place, or there is hardly anything to share
+        return True
+    return sum(max(0, math.floor((node - _SPARE_CPU) / size)) for node in nodes) >= count
 
 
 def _floor(cpus: float) -> float:

@@ -136,6 +136,8 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             num_workers=job.workers,
             use_gpu=bool(actors.num_gpus),
             resources_per_worker=resources,
+            # Workers that stream reserve little, and would all be put on one node.
+            placement_strategy="PACK" if stream is None else "SPREAD",
         ),
         run_config=RunConfig(
             name=start,
