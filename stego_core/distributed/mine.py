@@ -29,6 +29,7 @@ from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
+from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import Manifest, digest_files, write_manifest
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
@@ -118,8 +119,8 @@ def _expected(job: MineJob, record: BackboneRecord, num_images: int) -> str:
 def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
     """Mine the neighbours of `job.data` into the run directory (see `mine`)."""
     source = find_images(job)
-    with connect(debug=job.debug):
-        mine(job, run, source)
+    with hold(job.out) as lease, connect(debug=job.debug):
+        mine(job, run, source, lease)
 
 
 def find_images(job: MineJob) -> tuple[Dataset, Sequence[fs.ListedFile]]:
@@ -134,7 +135,12 @@ def find_images(job: MineJob) -> tuple[Dataset, Sequence[fs.ListedFile]]:
     return dataset, select_images(job.data, dataset)
 
 
-def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.ListedFile]]) -> Mined:
+def mine(
+    job: MineJob,
+    run: RunDirectory,
+    source: tuple[Dataset, Sequence[fs.ListedFile]],
+    lease: Lease,
+) -> Mined:
     """Embed all views and find their neighbours; reuse what an earlier run left.
 
     `source` is what `find_images` returned. Results lie below a key of everything that determines
@@ -143,6 +149,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
     Raises:
         InputError: if no image is usable.
         TooManyFailures: if more images can't be used than `max_failed` allows.
+        ClusterError: if another job has taken over the lease of the run directory.
     """
     dataset, files = source
     check_data(run, job.data, dataset, files, job.limits)
@@ -160,10 +167,11 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
         fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
     )
     mined = Mined(dataset, manifest, store, is_stored, key, weights)
-    _embed(job, run, mined)
+    _embed(job, run, mined, lease)
     views = read_views(store, manifest.num_units)
     _write_quarantine(job, run, views, manifest)
     search = search_neighbors(job, run, views, key=key)
+    lease.check()
     run.write_json(
         "mine.json",
         {
@@ -204,7 +212,7 @@ def _drop_stale(run: RunDirectory, key: str) -> None:
             fs.delete(run.path("features", name))
 
 
-def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
+def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
     manifest = mined.manifest
 
     def pending() -> list[int]:
@@ -216,7 +224,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
         run.event("mine/reused", key=mined.key)
         logger.info("features: reused, key %s", mined.key)
         return
-    actors = plan_actors(job.workers)
+    actors = plan_actors(job.workers, at_least=job.min_workers)
     done = max(0, manifest.num_images - left * _unit_images(job))
     progress = Progress(run, stage="mine", total=manifest.num_images, done=done)
     run.status("running", stage="mine")
@@ -246,6 +254,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
         debug=job.debug,
     )
     for receipt in receipts:
+        lease.check()
         progress.add(receipt["statuses"])
     progress.finish()
 
