@@ -251,7 +251,7 @@ class ChaosJob(_Job):
     """TOML file with the settings of the training; without it, those of a tiny one."""
     images: Positive = 400
     """Pictures that are drawn."""
-    steps: Positive = 400
+    steps: Positive = 200
     """Steps of the tiny training."""
     actors: Positive = 2
     """Actors that segment, or workers of the tiny training."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,8 @@ def soak(job: ChaosJob, run: RunDirectory, *, jobs: Path) -> None:
         ClusterError: if a job does not end.
     """
     with hold(job.out):
+        # As Ctrl-C does: nobody else would end the cluster.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         _soak(job, run, jobs)
 
 
