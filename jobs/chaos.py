@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment again and again while processes and nodes are killed; count rows lost and duplicated."""
+"""Segment or train again and again while processes and nodes are killed; count what is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run(job: ChaosJob, directory: RunDirectory) -> None:
         from stego_core.distributed.chaos import soak
 
-        soak(job, directory, script=str(Path(__file__).with_name("segment_bucket.py")))
+        soak(job, directory, jobs=Path(__file__).resolve().parent)
 
     return run_job(
         ChaosJob,

@@ -97,14 +97,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def ray_head(
-    folder: Path, log_name: str, env: dict[str, str], *flags: str, ready_port: int | None = None
+    folder: Path,
+    log_name: str,
+    env: dict[str, str],
+    *flags: str,
+    ready_port: int | None = None,
+    through: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Run `ray start --head` in `folder`; give its address; end it and all below it."""
+    """Run `ray start --head` in `folder`; give its address; end it and all below it.
+
+    `through` is a command that runs the command behind it, in the same process.
+    """
     port = 20000 + free_ports(1)[0] % 10000
     # Their fixed defaults may belong to another Ray of this machine.
     agent, client = free_ports(2)
     flags += (f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}")
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    command = [*through, str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     command += [f"--port={port}", "--node-ip-address=127.0.0.1", *flags]
     path = folder / log_name
     with path.open("w") as log:

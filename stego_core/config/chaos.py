@@ -18,7 +18,7 @@ class FaultsConfig(Strict):
     """What is killed (SIGKILL): the job's driver, a process with the model, one that reads or
     writes, all processes of a worker node, all of the head node with the rest of the cluster."""
     rounds: Positive = 5
-    """Segmentations, each into an output of its own."""
+    """Jobs, each into an output of its own."""
     per_round: NonNegative = 10
     """Faults of one round; after the last, the job is left to end."""
     mean_s: PositiveFloat = 4.0

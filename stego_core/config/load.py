@@ -251,8 +251,7 @@ def _check_job(job: Job) -> list[str]:
 
     if value.get("neighbors.used", 0) > value.get("neighbors.stored", 0):
         clash("neighbors.used", "neighbors.stored", rule="can't use more neighbours than stored")
-    if value.get("train.batch", 0) % value.get("workers", 1):
-        clash("train.batch", "workers", rule="the batch must be a multiple of the workers")
+    lines += _check_workers(value)
     if {*value.get("data.ignore_classes", ())} & {*value.get("data.score_classes", ())}:
         clash("data.ignore_classes", "data.score_classes", rule="a class can't be in both")
     weights = [path for path in value if path.startswith("loss.") and path.endswith(".weight")]
@@ -266,6 +265,21 @@ def _check_job(job: Job) -> list[str]:
     if "space" in value:
         lines += space_problems(value["space"], flatten(TrainJob))
     return lines + _check_options(value)
+
+
+def _check_workers(value: dict[str, Any]) -> list[str]:
+    batch, most = value.get("train.batch", 0), value.get("workers", 1)
+    least = value.get("min_workers") or most
+    if least > most:
+        return [_clash(value, "min_workers", "workers", rule="can't be more than the workers")]
+    if batch % most:
+        rule = "the batch must be a multiple of the workers"
+        return [_clash(value, "train.batch", "workers", rule=rule)]
+    if wrong := [count for count in range(least, most) if batch % count]:
+        paths = "train.batch", "workers", "min_workers"
+        rule = f"the batch must be a multiple of all numbers between them, {wrong[-1]} is none"
+        return [_clash(value, *paths, rule=rule)]
+    return []
 
 
 def _at(job: Any, path: str) -> Any:

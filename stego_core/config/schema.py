@@ -109,6 +109,10 @@ class MineJob(_Job):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     neighbors: NeighborsConfig = field(default_factory=NeighborsConfig)
+    min_workers: Positive | None = None
+    """Go on with as few workers as this where the cluster has no room for more. A training then
+    loses workers with a node, and takes them back when one joins; without it, their number is
+    fixed."""
     store: StoreConfig = field(default_factory=StoreConfig)
     compat: MineCompat = field(default_factory=MineCompat)
 
@@ -232,17 +236,25 @@ class ImportJob(_Job):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChaosJob(_Job):
-    """Segment again and again under injected faults; count the rows lost and duplicated."""
+    """Segment or train again and again under injected faults; count what is lost or changed."""
 
     out: str = "runs/chaos"
     """Local folder of the rounds' outputs and of `chaos.json`."""
+    target: Literal["segment", "train"] = "segment"
+    """The job that is disturbed. A training starts for many seconds: give `train` a mean time
+    between faults of 15 s or more, or it gets nowhere before the last of them."""
     input: str | None = None
     """Folder or URI of images; without it, small pictures are drawn."""
     model: str | None = None
-    """Trained model; without it, a small one of random weights."""
+    """Trained model; without it, a small one of random weights. Of `segment` only."""
+    settings: str | None = None
+    """TOML file with the settings of the training; without it, those of a tiny one."""
     images: Positive = 400
     """Pictures that are drawn."""
+    steps: Positive = 200
+    """Steps of the tiny training."""
     actors: Positive = 2
+    """Actors that segment, or workers of the tiny training."""
     nodes: NonNegative = 3
     """Worker nodes on this machine; 0 takes the cluster of the environment, head spared."""
     node_cpus: Positive = 2

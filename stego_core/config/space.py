@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 # What a study can't vary: where things lie, how they run, and the data it is a study of.
-_FIXED = ("out", "workers", "dry_run", "debug", "max_failed", "data.root", "data.split")
+_FIXED = (
+    *("out", "workers", "min_workers", "dry_run", "debug", "max_failed"),
+    *("data.root", "data.split"),
+)
 _OWN = {"seed": "seeds are given by tune.seeds"}
 _RANGE_KEYS = {"low", "high", "log"}
 

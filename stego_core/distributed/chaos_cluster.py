@@ -20,8 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from stego_core.distributed.cluster import connect
 from stego_core.errors import ClusterError
 
-# What Ray calls the processes of `run_units`; actors and tasks of Ray's own are not among them.
-_ACTORS, _TASKS = ("ray::MapWorker(", "ray::DeathLedger"), ("ray::MapBatches(",)
+# What Ray calls the processes of `run_units` and of a training; actors and tasks of Ray's own are
+# not among them.
+_ACTORS = ("ray::MapWorker(", "ray::DeathLedger", "ray::RayTrainWorker")
+_TASKS = ("ray::MapBatches(",)
 
 
 class Victims(Protocol):
@@ -68,19 +70,11 @@ def kill_all(pids: set[int]) -> bool:
     return is_any
 
 
-def victims_of(kind: str, pids: set[int] | None = None) -> list[int]:
-    """Return the workers of this machine that run the model (`actor`), or read or write (`task`).
-
-    Args:
-        kind: `actor` or `task`.
-        pids: only these; without it, all.
-    """
-    found = []
-    for pid, (_, line) in processes().items():
-        is_one = line.startswith(_ACTORS if kind == "actor" else _TASKS)
-        if is_one and (pids is None or pid in pids):
-            found.append(pid)
-    return sorted(found)
+def victims_of(kind: str, pids: set[int]) -> list[int]:
+    """Return those of the processes that run the model (`actor`), or read or write (`task`)."""
+    names = _ACTORS if kind == "actor" else _TASKS
+    table = processes()
+    return sorted(pid for pid in pids if pid in table and table[pid][1].startswith(names))
 
 
 class LocalCluster:
@@ -118,7 +112,9 @@ class LocalCluster:
             text=True,
         )
         self._address = str(self._read()["address"])
-        self._nodes = [self._add() for _ in range(self._num_nodes)]
+        self._nodes: list[set[int]] = []
+        for _ in range(self._num_nodes):
+            self.add()
 
     def _read(self) -> dict[str, Any]:
         assert self._host.stdout is not None  # noqa: S101 - it was opened as a pipe
@@ -128,11 +124,16 @@ class LocalCluster:
                 return dict(json.loads(line))
         raise ClusterError("the local cluster did not start; see the logs below /tmp/chaos-*")
 
-    def _add(self) -> set[int]:
+    def add(self) -> None:
+        """Start one more node."""
         assert self._host.stdin is not None  # noqa: S101 - it was opened as a pipe
         self._host.stdin.write(f"{self._num_cpus}\n")
         self._host.stdin.flush()
-        return set(self._read()["pids"])
+        self._nodes.append(set(self._read()["pids"]))
+
+    def lose(self, number: int) -> bool:
+        """Kill all processes of a node; tell whether there were any."""
+        return kill_all(descendants(self._nodes.pop(number)))
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a driver on this cluster."""
@@ -145,9 +146,8 @@ class LocalCluster:
             self._start()
             return True
         if kind == "node":
-            number = rng.randrange(len(self._nodes))
-            is_killed = kill_all(descendants(self._nodes[number]))
-            self._nodes[number] = self._add()
+            is_killed = self.lose(rng.randrange(len(self._nodes)))
+            self.add()
             return is_killed
         found = victims_of(kind, descendants({self._host.pid}))
         return bool(found) and kill_all({rng.choice(found)})
@@ -160,10 +160,14 @@ class LocalCluster:
 
 
 def kill_here(kind: str, seed: int) -> bool:
-    """Kill on the node where this runs: its raylet, or one of its workers."""
+    """Kill on the node where this runs: all of it, or one of its workers.
+
+    What is not below this node's raylet is spared: the machine may have other nodes.
+    """
+    family = descendants({os.getppid()})
     if kind == "node":
-        os.kill(os.getppid(), signal.SIGKILL)
-    found = victims_of(kind)
+        return kill_all(family - {os.getpid()}) and kill_all({os.getpid()})
+    found = victims_of(kind, family)
     return bool(found) and kill_all({random.Random(seed).choice(found)})
 
 

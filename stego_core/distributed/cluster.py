@@ -226,8 +226,10 @@ def node_cpus() -> list[float]:
     return [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
-def plan_actors(count: int) -> ActorPlan:
+def plan_actors(count: int, *, at_least: int | None = None) -> ActorPlan:
     """Return what each of `count` actors takes of the cluster.
+
+    Where `at_least` says so, there may be fewer: one for each GPU.
 
     On GPUs each actor has one. On CPUs the actors share all but a tenth (at least one CPU), which
     stays free for reading and writing: without it no task could ever start (ray#44687).
@@ -237,6 +239,8 @@ def plan_actors(count: int) -> ActorPlan:
     """
     gpus, cpus = total("GPU"), total("CPU")
     if gpus:
+        if at_least is not None and at_least <= gpus < count:
+            count = math.floor(gpus)
         if count > gpus:
             raise ClusterError(f"{count} actors want a GPU each; the cluster has {gpus:g}")
         return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)

@@ -32,7 +32,8 @@ from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import CLASSIFIERS, CLUSTER
 from stego_core.storage import fs
-from stego_core.storage.manifest import write_manifest
+from stego_core.storage.lease import Lease, hold
+from stego_core.storage.manifest import Manifest, write_manifest
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
 
@@ -95,17 +96,31 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
 
     Raises:
         InputError: if there are no images, no labels, or no pixel to score.
-        CheckpointError: if there is no model.
+        CheckpointError: if there is no model, or another job writes to `job.out`.
     """
     if job.crf:
         require_crf(job.predict.crf)
     folder = find_model(job.model)
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
-    dataset, files = _checked(job, run)
-    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
-    manifest = write_manifest(
-        run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
-    )
+    with hold(job.out) as lease:
+        dataset, files = _checked(job, run)
+        fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+        manifest = write_manifest(
+            run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
+        )
+        totals, counts = _count(job, run, folder, dataset, manifest, lease)
+        _report(job, run, dataset, totals, counts)
+
+
+def _count(
+    job: EvaluateJob,
+    run: RunDirectory,
+    folder: str,
+    dataset: Dataset,
+    manifest: Manifest,
+    lease: Lease,
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Return the confusion matrix of each head, and how many images had labels or none."""
     card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
     patch = find_backbone(card["backbone"]["name"]).patch_size
     totals: dict[str, np.ndarray] = {}
@@ -141,6 +156,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
             debug=job.debug,
         )
         for receipt in receipts:
+            lease.check()
             for head, counts in receipt["confusion"].items():
                 totals[head] = totals.get(head, 0) + np.array(counts, np.int64)
             scored += receipt["scored"]
@@ -148,7 +164,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
             done.add(receipt["unit"])
             progress.add(receipt["statuses"])
         progress.finish()
-    _report(job, run, dataset, totals, {"scored": scored, "unlabelled": usable - scored})
+    return totals, {"scored": scored, "unlabelled": usable - scored}
 
 
 def _prepare(job: EvaluateJob, patch: int) -> Prepare:

@@ -63,7 +63,7 @@ def fetch_unit(
     images = rows.select(["image_uri", "image_id", "image_bytes"]).to_pylist()
     decode = _Decode(decoder, prepare, limits)
     if deaths:
-        child = ChildDecoder(decode, limits)
+        child = ChildDecoder(decode, limits, share=1 / (1 + deaths))
         try:
             fetched = [_fetch_image(row, limits, child) for row in images]
         finally:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from ray import cloudpickle
 
 from stego_core.config.schema import ImageLimits
+from stego_core.doctor.machine import available_memory
 from stego_core.errors import ImageProblem
 
 Decode = Callable[[bytes, int], dict[str, Any]]
@@ -29,6 +30,7 @@ Decode = Callable[[bytes, int], dict[str, Any]]
 
 _TRIES: Final = 2  # of one picture in a child: a death may have had another cause
 _BYTES_PER_PIXEL: Final = 24  # of a decoder at its limits: a few copies of four channels
+_ALWAYS_BYTES: Final = 256 * 2**20  # a picture of 10 megapixels, however little is left
 _START_S: Final = 60.0
 
 
@@ -69,10 +71,11 @@ class ChildDecoder:
     Args:
         decode: what the child runs.
         limits: `max_seconds` ends a picture; `max_pixels` and `max_bytes` bound the child's memory.
+        share: of the memory that is left on this node, which bounds the child, too.
     """
 
-    def __init__(self, decode: Decode, limits: ImageLimits) -> None:
-        self._payload, self._limits = cloudpickle.dumps(decode), limits
+    def __init__(self, decode: Decode, limits: ImageLimits, *, share: float = 0.5) -> None:
+        self._payload, self._limits, self._share = cloudpickle.dumps(decode), limits, share
         self._child: tuple[Any, Connection] | None = None
 
     def __call__(self, data: bytes, image_id: int) -> dict[str, Any]:
@@ -95,8 +98,7 @@ class ChildDecoder:
     def _start(self) -> tuple[Any, Connection]:
         context = multiprocessing.get_context("spawn")
         pipe, other = context.Pipe()
-        memory = _BYTES_PER_PIXEL * self._limits.max_pixels + 2 * self._limits.max_bytes
-        settings = (other, self._payload, self._limits.max_seconds, memory)
+        settings = (other, self._payload, self._limits.max_seconds, self._memory())
         process = context.Process(target=_serve, args=settings, daemon=True)
         process.start()
         other.close()
@@ -105,6 +107,17 @@ class ChildDecoder:
         pipe.recv_bytes()
         self._child = (process, pipe)
         return self._child
+
+    def _memory(self) -> int:
+        """Return the bytes that a child may take.
+
+        Ray's memory monitor would end the parent, and with it all that is known of the picture.
+        """
+        stated = _BYTES_PER_PIXEL * self._limits.max_pixels + 2 * self._limits.max_bytes
+        left = available_memory()
+        if left is None:
+            return stated
+        return min(stated, max(_ALWAYS_BYTES, int(left * self._share)))
 
     def close(self) -> None:
         """End the child."""

@@ -32,6 +32,7 @@ _NOT_ALLOWED = {
     errno.EEXIST,
     errno.EFBIG,
 }
+_PATHS = ("out", "input", "model", "masks", "metrics", "source", "checkpoint", "json", "settings")
 JobT = TypeVar("JobT", bound=Job)
 
 
@@ -82,7 +83,7 @@ def run_job(
 def _with_absolute_paths(job: JobT) -> JobT:
     """Return the job with local paths made absolute: workers run in folders of their own."""
     changes: dict[str, Any] = {}
-    for name in ("out", "input", "model", "masks", "metrics", "source", "checkpoint", "json"):
+    for name in _PATHS:
         value = getattr(job, name, None)
         if value is not None:
             changes[name] = _absolute(value)

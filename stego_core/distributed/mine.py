@@ -35,6 +35,7 @@ from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views, unit_names
+from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import Manifest, digest_files, write_manifest
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
@@ -98,8 +99,8 @@ def plan_mine(job: MineJob) -> list[str]:
 def mine_neighbors(job: MineJob, run: RunDirectory) -> None:
     """Mine the neighbours of `job.data` into the run directory (see `mine`)."""
     source = find_images(job)
-    with connect(debug=job.debug):
-        mine(job, run, source)
+    with hold(job.out) as lease, connect(debug=job.debug):
+        mine(job, run, source, lease)
 
 
 def find_images(job: MineJob) -> tuple[Dataset, Sequence[fs.ListedFile]]:
@@ -114,7 +115,12 @@ def find_images(job: MineJob) -> tuple[Dataset, Sequence[fs.ListedFile]]:
     return dataset, select_images(job.data, dataset)
 
 
-def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.ListedFile]]) -> Mined:
+def mine(
+    job: MineJob,
+    run: RunDirectory,
+    source: tuple[Dataset, Sequence[fs.ListedFile]],
+    lease: Lease,
+) -> Mined:
     """Embed all views and find their neighbours; reuse what an earlier run left.
 
     `source` is what `find_images` returned. Results lie below a key of everything that determines
@@ -123,6 +129,7 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
     Raises:
         InputError: if no image is usable.
         TooManyFailures: if more images can't be used than `max_failed` allows.
+        ClusterError: if another job has taken over the lease of the run directory.
     """
     dataset, files = source
     check_data(run, job.data, dataset, files, job.limits)
@@ -140,10 +147,11 @@ def mine(job: MineJob, run: RunDirectory, source: tuple[Dataset, Sequence[fs.Lis
         fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
     )
     mined = Mined(dataset, manifest, store, is_stored, key, weights)
-    _embed(job, run, mined)
+    _embed(job, run, mined, lease)
     views = read_views(store, manifest.num_units)
     _write_quarantine(job, run, views, manifest)
     search = search_neighbors(job, run, views, key=key)
+    lease.check()
     run.write_json(
         "mine.json",
         {
@@ -184,7 +192,7 @@ def _drop_stale(run: RunDirectory, key: str) -> None:
             fs.delete(run.path("features", name))
 
 
-def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
+def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
     manifest = mined.manifest
 
     def pending() -> list[int]:
@@ -196,7 +204,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
         run.event("mine/reused", key=mined.key)
         logger.info("features: reused, key %s", mined.key)
         return
-    actors = plan_actors(job.workers)
+    actors = plan_actors(job.workers, at_least=job.min_workers)
     done = max(0, manifest.num_images - left * _unit_images(job))
     progress = Progress(run, stage="mine", total=manifest.num_images, done=done)
     run.status("running", stage="mine")
@@ -226,6 +234,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined) -> None:
         debug=job.debug,
     )
     for receipt in receipts:
+        lease.check()
         progress.add(receipt["statuses"])
     progress.finish()
 

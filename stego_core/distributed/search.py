@@ -130,7 +130,7 @@ class _Searchers:
             )
             for start in range(0, len(groups), step)
         ]
-        actors = plan_actors(job.workers)
+        actors = plan_actors(job.workers, at_least=job.min_workers)
         cpus = math.floor(ray.cluster_resources().get("CPU", 1))
         self._resources = {"num_gpus": 1} if actors.num_gpus else {"num_cpus": 1}
         self._count = actors.count if actors.num_gpus else max(1, cpus)

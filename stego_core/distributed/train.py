@@ -34,6 +34,8 @@ from stego_core.model.choose_count import CANDIDATES
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views
+from stego_core.storage.lease import hold
+from stego_core.storage.retry import retried
 from stego_core.storage.run import RunDirectory
 from stego_core.training.choose import with_cluster_count
 from stego_core.training.loop import train
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT_CHECKPOINTS = 2
 _WORKER_FAILURES = 3
+_RESIZE_S = 60.0  # at most so often are workers taken back: all of them start anew
 
 
 def plan_train(job: TrainJob) -> list[str]:
@@ -52,10 +55,12 @@ def plan_train(job: TrainJob) -> list[str]:
     record = RunDirectory(job.out, job="plan").read_json("train.json") or {}
     same = record.get("settings") == _settings(job)
     state = "reuse" if same and fs.exists(fs.join(job.out, "model", "model.json")) else "to do"
+    fewest = f"{job.min_workers} to " if job.min_workers else ""
     return [
         *lines,
         f"train: {state}, {job.train.steps} steps of {job.train.batch} views, "
-        f"{job.workers} worker(s), {_clusters(job, record if same else {})}, seed {job.seed}",
+        f"{fewest}{job.workers} worker(s), {_clusters(job, record if same else {})}, "
+        f"seed {job.seed}",
     ]
 
 
@@ -73,11 +78,12 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
 
     Raises:
         InputError: if there are no images, or none is usable.
+        CheckpointError: if another job writes to the run directory.
         ClusterError: if Ray can't run the workers.
     """
     source = find_images(job)
-    with connect(debug=job.debug):
-        mined = mine(job, run, source)
+    with hold(job.out) as lease, connect(debug=job.debug):
+        mined = mine(job, run, source, lease)
         settings = _settings(job)
         key = fingerprint(settings, mined.key)
         record = run.read_json("train.json") or {}
@@ -86,6 +92,7 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
             return
         run.status("running", stage="train")
         folder = _fit(job, run, mined, key=key)
+        lease.check()
         tensors, card = load_tensors(folder, "model")
         save_segmenter(run.path("model"), tensors, card)
         clusters = len(card["cluster_names"])
@@ -108,18 +115,49 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
     Each start has a folder of its own below the training's: Ray Train can't go on in a folder whose
     record a kill cut short, so what to resume from is found by looking at the checkpoints.
     """
-    # The name holds the fingerprint: a run of other settings never continues this one.
-    starts_uri = run.path("checkpoints", f"train-{key}")
+    starts_uri = _starts_uri(run, key)
     resume = find_checkpoint(starts_uri)
-    if resume is not None and fs.exists(fs.join(resume, "model.json")):
-        return resume  # everything was done but the driver died before it took the model over
-    earlier = fs.list_names(starts_uri)
-    start = f"start-{len(earlier):03d}"
-    stream = None if mined.is_stored else plan_stream(job.workers)
-    actors = plan_actors(job.workers) if stream is None else stream.worker
+    while True:
+        if resume is not None and fs.exists(fs.join(resume, "model.json")):
+            return resume  # all was done but the driver died before it took the model over
+        earlier = fs.list_names(starts_uri)
+        try:
+            result = _trainer(job, run, mined, key=key, resume=resume).fit()
+        except ray.train.TrainingFailedError as error:
+            cause, before = _cause(error), resume
+            resume = find_checkpoint(starts_uri)
+            # Spot nodes may be lost more often than that, as long as work is done in between.
+            if not isinstance(cause, ClusterError) or resume == before:
+                raise cause from error
+            logger.warning("%s; going on from %s", cause, resume)
+        else:
+            break
+    if result.checkpoint is None:
+        raise ClusterError("training ended without a checkpoint; see events.jsonl")
+    for name in earlier:
+        fs.delete(fs.join(starts_uri, name))
+    folder = result.checkpoint.path
+    return folder if fs.is_local(run.uri) else f"{run.uri.split('://')[0]}://{folder}"
+
+
+def _starts_uri(run: RunDirectory, key: str) -> str:
+    # The name holds the fingerprint: a run of other settings never continues this one.
+    return run.path("checkpoints", f"train-{key}")
+
+
+def _trainer(
+    job: TrainJob, run: RunDirectory, mined: Mined, *, key: str, resume: str | None
+) -> TorchTrainer:
+    """Return what runs the workers, in a start of its own, from a checkpoint of an earlier one."""
+    starts_uri = _starts_uri(run, key)
+    start = f"start-{len(fs.list_names(starts_uri)):03d}"
+    actors = plan_actors(job.workers, at_least=job.min_workers)
+    stream = None if mined.is_stored else plan_stream(actors.count)
+    if stream is not None:
+        actors = stream.worker
     filesystem, path = fs.open_uri(starts_uri)
     resources = {"GPU": actors.num_gpus} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "job": job,
@@ -133,7 +171,8 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
         },
         torch_config=TorchConfig(backend=actors.collectives),
         scaling_config=ScalingConfig(
-            num_workers=job.workers,
+            num_workers=(job.min_workers, job.workers) if job.min_workers else job.workers,
+            elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=bool(actors.num_gpus),
             resources_per_worker=resources,
             # Workers that stream reserve little, and would all be put on one node.
@@ -147,16 +186,6 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    if result.checkpoint is None:
-        raise ClusterError("training ended without a checkpoint; see events.jsonl")
-    for name in earlier:
-        fs.delete(fs.join(starts_uri, name))
-    folder = result.checkpoint.path
-    return folder if fs.is_local(run.uri) else f"{run.uri.split('://')[0]}://{folder}"
 
 
 def _cause(error: Exception) -> StegoError:
@@ -194,13 +223,23 @@ class _RayContext:
             return
         with tempfile.TemporaryDirectory() as folder:
             save(folder)
-            checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=name)
+            ray.train.report(
+                {"step": step},
+                Checkpoint.from_directory(folder),
+                checkpoint_dir_name=name,
+                checkpoint_upload_fn=None if fs.is_local(self._run.uri) else _upload,
+            )
 
     def event(self, name: str, **values: Any) -> None:
         """Append to the run's events, on rank 0 only."""
         if self.rank == 0:
             self._run.event(name, **values)
+
+
+def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Copy a checkpoint as Ray Train does, but wait for a store that is away."""
+    storage = ray.train.get_context().get_storage()
+    return retried(lambda: storage.persist_current_checkpoint(checkpoint, name))
 
 
 def _worker(config: dict[str, Any]) -> None:

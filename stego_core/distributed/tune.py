@@ -38,6 +38,7 @@ from stego_core.metrics.study import (
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
+from stego_core.storage.lease import Lease, hold
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -75,25 +76,28 @@ def tune_study(job: TuneJob, run: RunDirectory) -> None:
     Raises:
         ConfigError: if the space can't be used.
         InputError: if there are no images.
+        CheckpointError: if another job writes to the study.
         ClusterError: if trials died, or none could be finished; the tables are there.
     """
     axes, trials = make_trials(job)
     source = find_images(job)
     labelled = _labelled(job)
-    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
-    with connect(debug=job.debug):
-        study = _prepare(job, run, trials, source, labelled)
+    with hold(job.out) as lease:
+        fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+        with connect(debug=job.debug):
+            study = _prepare(job, run, trials, source, labelled, lease)
+            records = _current(_records(job, trials), study)
+            left = [trial for trial in trials if trial.key not in records]
+            logger.info("study: %d trials, %d of them done", len(trials), len(records))
+            run.count(total=len(trials), done=len(records))
+            run.status("running", stage="tune")
+            if left:
+                _run_trials(job, run, study, left, list(records.values()))
+        lease.check()
         records = _current(_records(job, trials), study)
-        left = [trial for trial in trials if trial.key not in records]
-        logger.info("study: %d trials, %d of them done", len(trials), len(records))
         run.count(total=len(trials), done=len(records))
-        run.status("running", stage="tune")
-        if left:
-            _run_trials(job, run, study, left, list(records.values()))
-    records = _current(_records(job, trials), study)
-    run.count(total=len(trials), done=len(records))
-    result = summarize(trials, axes, records, job.tune.criterion)
-    _write(job, run, trials, result)
+        result = summarize(trials, axes, records, job.tune.criterion)
+        _write(job, run, trials, result)
     if not any(record["status"] == FINISHED for record in records.values()):
         reasons = [str(record["error"]) for record in records.values() if record["error"]]
         raise ClusterError(f"no trial has finished; {(reasons or ['see --debug'])[0]}")
@@ -121,6 +125,7 @@ def _prepare(
     trials: list[Trial],
     source: tuple[Dataset, Sequence[fs.ListedFile]],
     labelled: tuple[Dataset, Sequence[fs.ListedFile]] | None,
+    lease: Lease,
 ) -> Study:
     """Mine and store whatever the trials need, each thing once."""
     mined: dict[str, Mined] = {}
@@ -132,7 +137,7 @@ def _prepare(
             uri = _mining_uri(job, key)
             training = replace(trial.job, out=uri, workers=job.workers)
             images = source if trial.job.data == job.data else find_images(trial.job)
-            mined[key] = mine(training, RunDirectory(uri, job="tune"), images)
+            mined[key] = mine(training, RunDirectory(uri, job="tune"), images, lease)
             if labelled is not None:
                 run.status("running", stage="labels")
                 stores[key] = store_labelled(job, trial.job, labelled)

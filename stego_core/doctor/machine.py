@@ -26,6 +26,11 @@ MIN_DISK, ADVISED_DISK = GIB, 10 * GIB
 # Ray stops spilling to a disk that is fuller than this, and its object store wants this of memory.
 _FULL, _STORE_SHARE = 0.95, 0.3
 _CGROUP = Path("/sys/fs/cgroup")
+# Limit, use and its parts: of version 2, and of version 1.
+_CGROUP_MEMORY = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 
 Usage = Callable[[str], tuple[int, int, int]]
 """Total, used and free bytes of the file system of a path, as `shutil.disk_usage` gives them."""
@@ -117,9 +122,12 @@ def available_memory(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo
     """Return the bytes that may still be taken, a container's limit included; None if unknown."""
     free = re.search(r"MemAvailable:\s+(\d+) kB", _text(meminfo))
     found = [int(free[1]) * 1024] if free else []
-    limit, used = _text(cgroup / "memory.max").strip(), _text(cgroup / "memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        found.append(max(0, int(limit) - int(used)))
+    for names in _CGROUP_MEMORY:
+        limit, used, stat = (_text(cgroup / name).strip() for name in names)
+        if limit.isdigit() and used.isdigit():
+            # The kernel gives back what it keeps of files before it kills anybody.
+            kept = [int(n) for n in re.findall(r"^(?:total_)?inactive_file (\d+)$", stat, re.M)]
+            found.append(max(0, int(limit) - int(used) + max(kept, default=0)))
     return min(found, default=None)
 
 

@@ -113,7 +113,7 @@ def train(
     folder = context.resume_folder()
     if folder is not None:
         first = int(load_state(folder, model, optimizers)["step"])
-        context.event("train/resumed", step=first)
+        context.event("train/resumed", step=first, workers=context.num_workers)
     # Only the head and the probes are synchronised; the backbone is frozen and not even here.
     module: nn.Module = model
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -130,7 +130,10 @@ def train(
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()
-        losses: dict[str, Tensor] = module(_batch(job, data, step, context, device))
+        batch = _batch(job, data, step, context, device)
+        losses: dict[str, Tensor] = module(batch)
+        draws = batch.draws
+        del batch  # its features must be gone before those of the next one are read
         optimizers.zero_grad()
         torch.autograd.backward(losses["total"])
         optimizers.step()
@@ -138,7 +141,7 @@ def train(
         done = step + 1
         if done % job.train.log_every == 0 or done == job.train.steps:
             rate = (done - first) / (time.monotonic() - started_s)
-            _log(context, done, job.train.steps, rate, losses)
+            _log(context, done, job.train.steps, rate, losses, draws.digest())
         if done % job.train.checkpoint_every == 0 or done == job.train.steps:
             context.checkpoint(done, _Saver(model, optimizers, done))
     return model.eval()
@@ -195,14 +198,19 @@ def _reset_seed(seed: int) -> int:
 
 
 def _log(
-    context: TrainContext, step: int, steps: int, rate: float, losses: dict[str, Tensor]
+    context: TrainContext,
+    step: int,
+    steps: int,
+    rate: float,
+    losses: dict[str, Tensor],
+    batch: str,
 ) -> None:
     values = {
         key if "/" in key else f"loss/{key}": round(float(value.detach()), 6)
         for key, value in losses.items()
     }
     values["throughput/steps_per_s"] = round(rate, 3)
-    context.event("train/step", step=step, **values)
+    context.event("train/step", step=step, batch=batch, **values)
     if context.rank == 0:
         logger.info(
             "train %d/%d  loss %.4f  %.1f steps/s  eta %.0f s",

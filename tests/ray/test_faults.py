@@ -98,17 +98,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert verify_output(str(out)).is_ordered
 
 
-def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    flags = ["--images", "24", "--nodes", "2", "--actors", "1", "--faults.rounds", "1"]
-    flags += ["--faults.per-round", "3", "--faults.mean-s", "1.5"]
-    flags += ["--faults.kinds", "driver", "actor", "task", "node"]
-    out = tmp_path / "chaos"
-    job = [sys.executable, str(ROOT / "jobs" / "chaos.py"), "--out", str(out), *flags]
+def soak(out: Path, *flags: str) -> dict:
+    """Run chaos.py with three faults; return its summary."""
+    common = ["--images", "24", "--nodes", "2", "--faults.rounds", "1", "--faults.per-round", "3"]
+    job = [sys.executable, str(ROOT / "jobs" / "chaos.py"), "--out", str(out), *common, *flags]
     done = subprocess.run(job, capture_output=True, text=True, timeout=280)
     logs = "".join(path.read_text() for path in out.glob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     record = json.loads((out / "chaos.json").read_text())
     assert record["faults"] > 0
+    return record
+
+
+def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
+    flags = ["--actors", "1", "--faults.mean-s", "1.5"]
+    flags += ["--faults.kinds", "driver", "actor", "task", "node"]
+    record = soak(tmp_path / "chaos", *flags)
     assert record["rows"] == {
         "expected": 24,
         "found": 24,
@@ -116,3 +121,12 @@ def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
         "duplicated": 0,
         "changed": 0,
     }
+
+
+@pytest.mark.slow
+def test_a_short_soak_of_training_changes_no_file(tmp_path: Path) -> None:
+    flags = ["--target", "train", "--faults.mean-s", "12", "--faults.kinds", "driver", "actor"]
+    record = soak(tmp_path / "chaos", *flags)
+    counts = record["files"]
+    assert counts["expected"] == counts["found"] > 5
+    assert (counts["lost"], counts["duplicated"], counts["changed"]) == (0, 0, 0)

@@ -163,6 +163,10 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     common = ["--data.root", str(data), *TRAIN, "--train.steps", "120", "--train.log-every", "5"]
     cluster.run("train.py", *common, "--out", str(whole))
     process = cluster.start("train.py", *common, "--out", str(killed))
+    while not (killed / "_owner.json").exists():
+        assert process.poll() is None
+    second = cluster.run("train.py", *common, "--out", str(killed), check=2)
+    assert f"another job (process {process.pid} on " in second.stderr
     kill_when(process, lambda: list(killed.glob("checkpoints/*/*/step-*/state.json")))
     # A kill in the middle of Ray Train's own record would leave this.
     for record in killed.glob("checkpoints/*/*/checkpoint_manager_snapshot.json"):

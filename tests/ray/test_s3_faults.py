@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from fault_proxy import FAULTS, FaultProxy
-from ray_cluster import SEGMENT, Cluster
+from ray_cluster import SEGMENT, TRAIN, Cluster
 from s3_store import BUCKET, Store, needs_server
 
 from stego_core.errors import CheckpointError
@@ -86,6 +86,36 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
         thread.join()
     assert masks(store, "away") == calm
     assert proxy.faults["down"] > 0
+
+
+@pytest.mark.slow
+def test_a_training_waits_for_a_bucket_that_is_away_for_a_minute(
+    store: Store, s3_cluster: Cluster, model: Path
+) -> None:
+    root, out = f"s3://{BUCKET}/data", f"s3://{BUCKET}/train-away"
+    job = ["train.py", "--data.root", root, "--out", out, *TRAIN]
+    downs = {}
+    with FaultProxy(server_port(store), rate=0) as proxy:
+
+        def go_away(prefix: str, seconds: float) -> None:
+            while not store.keys(f"train-away/{prefix}"):
+                time.sleep(0.05)
+            proxy.is_down = True
+            time.sleep(seconds)
+            proxy.is_down = False
+            downs[prefix] = proxy.faults["down"]
+
+        def go_away_twice() -> None:
+            go_away("features/", 20)
+            go_away("checkpoints/", 60)
+
+        thread = threading.Thread(target=go_away_twice, daemon=True)
+        thread.start()
+        behind(proxy, s3_cluster).run(*job)
+        thread.join()
+    assert 0 < downs["features/"] < downs["checkpoints/"]
+    expected = (model / "model" / "model.safetensors").read_bytes()
+    assert store.read("train-away/model/model.safetensors") == expected
 
 
 def test_the_lease_of_a_bucket_lets_one_job_in(

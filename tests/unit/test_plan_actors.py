@@ -26,6 +26,9 @@ def test_a_plan_with_gpus_runs_on_cuda_and_talks_by_nccl(monkeypatch: pytest.Mon
     assert (plan.num_gpus, plan.device, plan.collectives) == (1, "cuda", "nccl")
     with pytest.raises(ClusterError, match="3 actors"):
         plan_actors(3)
+    assert plan_actors(3, at_least=1).count == 2
+    with pytest.raises(ClusterError, match="4 actors"):
+        plan_actors(4, at_least=3)
 
 
 def test_a_plan_without_gpus_runs_on_cpus_and_talks_by_gloo(
@@ -68,6 +71,9 @@ def test_training_hands_the_plans_backend_and_gpus_to_ray(
     scaling = trainer.seen["scaling_config"]
     assert (scaling.use_gpu, scaling.num_workers) == (bool(resources), 2)
     assert trainer.seen["train_loop_config"]["device"] == ("cuda" if resources else "cpu")
+    with pytest.raises(Planned):
+        train._fit(TrainJob(workers=2, min_workers=1), run, mined(is_stored=True), key="0")
+    assert trainer.seen["scaling_config"].num_workers == (1, 2)
 
 
 def test_a_training_without_a_store_leaves_part_of_each_gpu_to_the_backbone(

@@ -175,6 +175,17 @@ def test_nothing_but_the_error_is_printed_for_wrong_flags(capfd):
             "train.batch = 16, workers = 3: the batch must be a multiple of the workers",
         ),
         (
+            TrainJob,
+            {"workers": 4, "min_workers": 2},
+            "train.batch = 16, workers = 4, min_workers = 2: the batch must be a multiple of all "
+            "numbers between them, 3 is none",
+        ),
+        (
+            MineJob,
+            {"workers": 1, "min_workers": 2},
+            "min_workers = 2, workers = 1: can't be more than the workers",
+        ),
+        (
             EvaluateJob,
             {"data": {"ignore_classes": [1, 2], "score_classes": [2]}},
             "data.ignore_classes = [1, 2], data.score_classes = [2]: a class can't be in both",

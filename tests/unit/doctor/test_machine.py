@@ -75,6 +75,22 @@ def test_the_limit_of_a_container_counts(tmp_path):
     assert machine.available_memory(tmp_path / "none", tmp_path / "none") is None
 
 
+def test_files_that_the_kernel_keeps_in_memory_count_as_free(tmp_path):
+    (tmp_path / "memory.max").write_text(f"{3 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{2 * GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB}\nactive_file 7\n")
+    assert machine.available_memory(tmp_path, tmp_path / "none") == 2 * GIB
+
+
+def test_the_limit_of_an_older_kernels_container_is_known(tmp_path):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{3 * GIB}\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text(f"{2 * GIB}\n")
+    stat = f"inactive_file 1\ntotal_inactive_file {GIB}\n"
+    (tmp_path / "memory" / "memory.stat").write_text(stat)
+    assert machine.available_memory(tmp_path, tmp_path / "none") == 2 * GIB
+
+
 def test_a_quota_below_one_cpu_is_told(tmp_path):
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     finding = one(machine.check_cpus(tmp_path))

@@ -1,0 +1,94 @@
+"""Workers that are ended for memory, by Ray and by the kernel, cost time and no row.
+
+Ray runs in a memory control group of its own, which it takes for the whole machine's: whatever else
+runs here can neither end it nor be ended by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray_cluster import SEGMENT, Cluster, draw_pictures, ray_head
+
+from stego_core.distributed.chaos_cluster import kill_all
+from stego_core.masks.verify import row_digests, verify_output
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+LIMIT = 2_500_000_000
+SIDE = 20_000  # decoded, 1.2 GB in RGB, of which two copies are made
+BOMB = "picture-017.png"
+# Own group, own view of the groups, then the command.
+CAGE = 'echo $$ > "$0/cgroup.procs" && mount --bind "$0" /sys/fs/cgroup/memory && exec "$@"'
+
+
+@pytest.fixture
+def cage() -> Iterator[Path]:
+    group = GROUPS / f"stego-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
+    except OSError:
+        pytest.skip("needs root and memory control groups of version 1")
+    yield group
+    for _ in range(100):  # what was killed is gone a moment later
+        kill_all({int(pid) for pid in (group / "cgroup.procs").read_text().split()})
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{group} has processes that can't be ended")
+
+
+def segment(cluster: Cluster, pictures: Path, model: Path, out: Path) -> Path:
+    where = ["--input", str(pictures), "--model", str(model), "--out", str(out)]
+    limits = ["--limits.max-pixels", str(SIDE**2), "--actors", "1"]
+    cluster.run("segment_bucket.py", *where, *SEGMENT, *limits)
+    return out
+
+
+def kills(group: Path) -> int:
+    (line,) = [
+        line
+        for line in (group / "memory.oom_control").read_text().splitlines()
+        if line.startswith("oom_kill ")
+    ]
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("who", ["ray", "kernel"])
+def test_a_picture_that_no_memory_is_enough_for_is_set_aside_and_the_others_are_not(
+    who: str, cage: Path, cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    pictures = draw_pictures(tmp_path / "pictures", 40, seed=9)
+    (pictures / BOMB).write_bytes(b"no picture")  # in the same company, without its pixels
+    calm = row_digests(str(segment(cluster, pictures, model, tmp_path / "calm")))
+    Image.new("RGB", (SIDE, SIDE)).save(pictures / BOMB, compress_level=1)
+    # By default Ray leaves a twentieth of the memory; without its monitor the kernel is asked.
+    monitor = {"RAY_memory_monitor_refresh_ms": "100" if who == "ray" else "0"}
+    env = cluster.env | monitor | {"RAY_memory_usage_threshold": "0.9"}
+    env.pop("RAY_ADDRESS")
+    through = ("unshare", "--mount", "--", "sh", "-c", CAGE, str(cage))
+    flags = ["--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false"]
+    with ray_head(tmp_path, "ray.log", env, *flags, through=through) as address:
+        small = replace(cluster, env=env | {"RAY_ADDRESS": address})
+        out = segment(small, pictures, model, tmp_path / "out")
+        killed = kills(cage)
+    found, rows = verify_output(str(out)), row_digests(str(out))
+    assert (found.rows, found.is_ordered, found.statuses["ok"]) == (40, True, 39)
+    assert sum(rows[image] == digest for image, digest in calm.items()) == 39
+    (failed,) = pq.read_table(out / "quarantine.parquet").to_pylist()
+    assert failed["image_uri"].endswith(BOMB)
+    # Only where a task died is memory bounded, so that there is "not enough" of it.
+    reason = (failed["reason"], failed["detail"])
+    assert reason == ("too_many_pixels", "not enough memory to decode it")
+    assert killed > 0 if who == "kernel" else killed == 0

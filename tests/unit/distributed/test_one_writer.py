@@ -1,0 +1,76 @@
+"""A second job on a run directory is refused, and what it refused to touch is untouched."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from factories import picture, png_bytes, write_tree
+
+from stego_core.config.base import Space
+from stego_core.config.schema import (
+    ChaosJob,
+    DataConfig,
+    EvaluateJob,
+    MineJob,
+    TrainJob,
+    TuneJob,
+)
+from stego_core.distributed import mine
+from stego_core.distributed.chaos import soak
+from stego_core.distributed.chaos_targets import Segmentation
+from stego_core.distributed.cluster import ActorPlan
+from stego_core.distributed.evaluate import evaluate
+from stego_core.distributed.mine import Mined, mine_neighbors
+from stego_core.distributed.train import train_model
+from stego_core.distributed.tune import tune_study
+from stego_core.errors import CheckpointError, ClusterError
+from stego_core.storage.lease import Lease, hold
+from stego_core.storage.manifest import list_images, write_manifest
+from stego_core.storage.run import RunDirectory
+
+
+@pytest.fixture
+def root(tmp_path):
+    files = {f"imgs/train/{n}.png": png_bytes(picture(seed=n)) for n in range(3)}
+    return str(write_tree(tmp_path / "data", files))
+
+
+def run_soak(job, run):
+    soak(job, run, jobs=None)
+
+
+def jobs(root, out, model):
+    common = {"out": out, "data": DataConfig(root=root)}
+    return {
+        "mine": (mine_neighbors, MineJob(**common)),
+        "train": (train_model, TrainJob(**common)),
+        "tune": (tune_study, TuneJob(**common, space=Space({"head.dim": [8, 16]}))),
+        "evaluate": (evaluate, EvaluateJob(**common, model=model)),
+        "chaos": (run_soak, ChaosJob(out=out)),
+    }
+
+
+@pytest.mark.parametrize("name", ["mine", "train", "tune", "evaluate", "chaos"])
+def test_a_job_whose_run_directory_another_one_holds_leaves_it_as_it_is(name, root, tmp_path):
+    out = tmp_path / "run"
+    Segmentation(ChaosJob(), RunDirectory(str(tmp_path), job="test"))
+    function, job = jobs(root, str(out), str(tmp_path / "random-model"))[name]
+    with hold(str(out)):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(CheckpointError, match=f"another job .process {os.getpid()} on"):
+            function(job, RunDirectory(str(out), job=name))
+        assert sorted(out.rglob("*")) == before
+
+
+def test_mining_that_lost_its_lease_does_not_go_on(root, tmp_path, monkeypatch):
+    plan = ActorPlan(1, num_cpus=1, num_gpus=0, threads=1)
+    monkeypatch.setattr(mine, "plan_actors", lambda *_, **__: plan)
+    monkeypatch.setattr(mine, "run_units", lambda *_, **__: iter([{"statuses": {"ok": 1}}] * 3))
+    manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=1)
+    mined = Mined(None, manifest, str(tmp_path / "store"), True, "key", None)
+    run, lease = RunDirectory(str(tmp_path / "run"), job="mine"), Lease()
+    mine._embed(MineJob(), run, mined, lease)
+    lease.is_lost = True
+    with pytest.raises(ClusterError, match="another job took this output over"):
+        mine._embed(MineJob(), run, mined, lease)

@@ -1,0 +1,72 @@
+"""A training that is lost again and again goes on as long as there is something to go on from."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+
+from stego_core.config.schema import TrainJob
+from stego_core.distributed import train
+from stego_core.distributed.cluster import ActorPlan
+from stego_core.errors import CheckpointError, ClusterError
+from stego_core.model.checkpoint import save_tensors
+from stego_core.storage import fs
+from stego_core.storage.run import RunDirectory
+
+
+class Trainer:
+    """Stands for Ray's: each start leaves a checkpoint or none, and fails unless it is the last."""
+
+    def __init__(self, *steps: int | None, error: Exception | None = None) -> None:
+        self._steps, self._error, self.resumed = list(steps), error, []
+
+    def __call__(self, worker, *, train_loop_config, run_config, **_):
+        self.resumed.append(train_loop_config["resume"])
+        self._start = fs.join(run_config.storage_path, run_config.name)
+        return self
+
+    def fit(self):
+        step = self._steps.pop(0)
+        folder = fs.join(self._start, f"step-{step or 0:08d}")
+        if step is not None:
+            save_tensors(folder, "state", {}, {"step": step})
+        if self._steps:
+            failures = {0: self._error or RuntimeError("the worker's node died")}
+            raise ray.train.WorkerGroupError("rank 0", failures)
+        return SimpleNamespace(checkpoint=SimpleNamespace(path=folder))
+
+
+def fit(trainer, tmp_path, monkeypatch):
+    plan = ActorPlan(1, num_cpus=1, num_gpus=0, threads=1)
+    monkeypatch.setattr(train, "plan_actors", lambda *_, **__: plan)
+    monkeypatch.setattr(train, "TorchTrainer", trainer)
+    run = RunDirectory(str(tmp_path), job="train")
+    return train._fit(TrainJob(), run, SimpleNamespace(is_stored=True), key="k")
+
+
+def test_each_start_goes_on_from_the_newest_checkpoint_of_all(tmp_path, monkeypatch):
+    trainer = Trainer(20, 40, 60, 80)
+    folder = fit(trainer, tmp_path, monkeypatch)
+    starts = tmp_path / "checkpoints" / "train-k"
+    assert folder == str(starts / "start-003" / "step-00000080")
+    assert trainer.resumed == [
+        None,
+        *(str(starts / f"start-{n:03d}" / f"step-{20 * (n + 1):08d}") for n in range(3)),
+    ]
+    assert [path.name for path in starts.iterdir()] == ["start-003"]
+
+
+def test_a_start_that_gets_no_further_is_the_last(tmp_path, monkeypatch):
+    trainer = Trainer(20, None, 60, 80)
+    with pytest.raises(ClusterError, match="training failed"):
+        fit(trainer, tmp_path, monkeypatch)
+    assert len(trainer.resumed) == 2
+
+
+def test_an_error_of_ours_is_not_tried_again(tmp_path, monkeypatch):
+    trainer = Trainer(20, 40, error=CheckpointError("the neighbours are of another run"))
+    with pytest.raises(CheckpointError, match="of another run"):
+        fit(trainer, tmp_path, monkeypatch)
+    assert len(trainer.resumed) == 1
