@@ -15,6 +15,8 @@ from stego_core.training.loop import train
 
 # Measured: 1.5e-8 at most after five steps; sums over workers are added in another order.
 TOLERANCE = 1e-5
+# Attention doesn't depend on the bias of its keys: that bias follows the rounding of its gradient.
+NO_EFFECT = "in_proj_bias"
 WORKERS = 2
 
 
@@ -87,8 +89,11 @@ def test_two_workers_train_the_weights_that_one_trains(runs, number):
         state, _ = rank[number]
         assert state.keys() == expected.keys()
         for name, value in expected.items():
-            difference = (state[name] - value).abs().max().item()
-            assert difference < TOLERANCE, name
+            differences = (state[name] - value).abs()
+            if name.endswith(NO_EFFECT):
+                queries, _, values = differences.chunk(3)
+                differences = torch.cat([queries, values])
+            assert differences.max().item() < TOLERANCE, name
 
 
 @pytest.mark.parametrize("number", range(len(JOBS)))
