@@ -101,9 +101,13 @@ def train(job: TrainJob, data: TrainData, context: TrainContext, *, device: str)
     if dist.is_initialized() and dist.get_world_size() > 1:
         module = DistributedDataParallel(model)
     model.train()
-    data.features.expect(StepReads(job, first, _rows(job, context), data.neighbors))
     started_s = time.monotonic()
-    for step in range(first, job.train.steps):
+    every, steps = job.train.checkpoint_every, job.train.steps
+    for step in range(first, steps):
+        if step == first or step % every == 0:
+            # Up to the next checkpoint: what reads other views there disturbs nothing.
+            end = min(steps, step - step % every + every)
+            data.features.expect(StepReads(job, step, end, _rows(job, context), data.neighbors))
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()
