@@ -119,14 +119,15 @@ def train(
     if dist.is_initialized() and dist.get_world_size() > 1:
         module = DistributedDataParallel(model)
     model.train()
-    rows = _rows(job, context)
-    data.features.expect(StepReads(job, first, rows, data.neighbors))
     started_s = time.monotonic()
-    for step in range(first, job.train.steps):
-        if visit is not None and step % job.train.checkpoint_every == 0:
-            data.features.expect([])  # a visit reads what it likes
+    every, steps = job.train.checkpoint_every, job.train.steps
+    for step in range(first, steps):
+        if visit is not None and step % every == 0:
             visit(step, model)
-            data.features.expect(StepReads(job, step, rows, data.neighbors))
+        if step == first or step % every == 0:
+            # Up to the next checkpoint: a visit reads other views there.
+            end = min(steps, step - step % every + every)
+            data.features.expect(StepReads(job, step, end, _rows(job, context), data.neighbors))
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()

@@ -85,25 +85,27 @@ def _views(
 
 @dataclass(frozen=True, slots=True)
 class StepReads:
-    """What a worker reads of a training, in order: anchors, then neighbours, of each step.
+    """What a worker reads in some steps, in order: anchors, then neighbours, of each.
 
-    Nothing is drawn before it is asked for, so a training of any length takes no memory.
+    Nothing is drawn before it is asked for, so any number of steps takes no memory.
 
     Attributes:
         job: the configuration.
-        first: step that the training starts, or goes on, with.
+        first: step that the reads begin with.
+        end: step before which they end.
         rows: of the batch, this worker's.
         neighbors: (V, N) views, `NONE` where a view has fewer neighbours.
     """
 
     job: TrainJob
     first: int
+    end: int
     rows: slice
     neighbors: np.ndarray
 
     def __len__(self) -> int:
         """Return the number of reads."""
-        return 2 * max(0, self.job.train.steps - self.first)
+        return 2 * (self.end - self.first)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
         """Return the views of a read, (b,)."""

@@ -65,7 +65,10 @@ def test_every_problem_of_files_and_flags_is_reported_at_once(toml):
         (["--data.limit", "few"], "--data.limit few: not an integer"),
         (["--data.ignore-classes", "4", "x"], "--data.ignore-classes x: not an integer"),
         (["--data.ignore-classes", "4", "-7"], "--data.ignore-classes -7: must be at least 0"),
-        (["--head.kind", "deep"], "--head.kind deep: must be 'nonlinear', 'linear', 'transformer' or 'none'"),
+        (
+            ["--head.kind", "deep"],
+            "--head.kind deep: must be 'nonlinear', 'linear', 'transformer' or 'none'",
+        ),
         (["--loss.pointwise", "False"], "--loss.pointwise False: takes no value"),
         (["--dry-run=yes"], "--dry-run yes: takes no value"),
         (["--steps", "5"], "--steps: unknown flag; did you mean --train.steps?"),

@@ -117,11 +117,11 @@ def test_without_dropout_nothing_is_dropped():
 def test_the_reads_of_all_workers_are_the_views_of_the_steps_from_any_step_on():
     job, neighbors = train_job(train={"steps": 9}), ring_neighbors(9)
     neighbors[3] = NONE
-    shares = [StepReads(job, 5, slice(r, r + 2), neighbors) for r in (0, 2)]
+    shares = [StepReads(job, 5, 9, slice(r, r + 2), neighbors) for r in (0, 2)]
     assert [len(share) for share in shares] == [8, 8]
     for step in range(5, 9):
         draws = draw_step(job, step, neighbors_VN=neighbors, channels=8)
         for kind, views in enumerate((draws.anchors, draws.neighbors)):
             parts = [share[2 * (step - 5) + kind] for share in shares]
             assert np.array_equal(np.concatenate(parts), views)
-    assert len(StepReads(job, 9, slice(0, 4), neighbors)) == 0
+    assert len(StepReads(job, 9, 9, slice(0, 4), neighbors)) == 0
