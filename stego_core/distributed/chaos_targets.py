@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,12 +43,12 @@ class Found:
     """What a job left.
 
     Attributes:
-        digests: of each result, by its name.
+        digests: of each result, by its id or name.
         duplicated: results that are there more than once.
         notes: what else is worth a sum in the summary.
     """
 
-    digests: Mapping[int | str, bytes]
+    digests: Mapping[Any, bytes]
     duplicated: int = 0
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -97,9 +97,7 @@ class Segmentation:
 
     def found(self, out: str) -> Found:
         """Return the digest of each row."""
-        digests: dict[int | str, bytes] = {}
-        digests.update(row_digests(out).items())
-        return Found(digests, verify_output(out).duplicated)
+        return Found(row_digests(out), verify_output(out).duplicated)
 
 
 class Training:
@@ -132,7 +130,7 @@ class Training:
 
     def found(self, out: str) -> Found:
         """Return the digest of each file, and how often training went on from a checkpoint."""
-        digests: dict[int | str, bytes] = {}
+        digests: dict[str, bytes] = {}
         for folder in _COMPARED:
             for file in fs.list_files(fs.join(out, folder)):
                 digests[f"{folder}/{file.path}"] = hashlib.sha256(fs.read_bytes(file.uri)).digest()
