@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,13 @@ from stego_core.distributed.mine_stages import FeatureWorker
 from stego_core.distributed.packed import UnitError, Worker, raise_if_failed, unpack
 from stego_core.distributed.stream_plan import StreamPlan
 from stego_core.distributed.stream_reads import Asked, ViewImages, fetch_read
-from stego_core.distributed.units import ATTEMPTS, MAX_BLOCKS, UNIT_RETRIES, configure
+from stego_core.distributed.units import (
+    ATTEMPTS,
+    MAX_BLOCKS,
+    UNIT_RETRIES,
+    configure,
+    last_line,
+)
 from stego_core.errors import ClusterError
 from stego_core.images.views import ViewCutter
 from stego_core.training.views import Reads
@@ -132,7 +139,7 @@ class StreamedFeatures:
                 return self._take_once()
             except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
                 self._stop()
-                reason = str(error).strip().splitlines()[-1]
+                reason = last_line(error)
                 if attempt == ATTEMPTS:
                     raise ClusterError(f"Ray failed {attempt} times, last: {reason}") from error
                 logger.warning("streaming of features failed, starting it again: %s", reason)
@@ -154,7 +161,8 @@ class StreamedFeatures:
 
     def _stop(self) -> None:
         if self._blocks is not None:
-            ray.get(self._asked.close.remote())  # tasks that wait would be waited for
+            with suppress(RayError):  # it may be what has died
+                ray.get(self._asked.close.remote())  # tasks that wait would be waited for
             self._blocks.close()
             self._blocks = None
 

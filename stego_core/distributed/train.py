@@ -34,7 +34,7 @@ from stego_core.model.choose_count import CANDIDATES
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views
-from stego_core.storage.lease import hold
+from stego_core.storage.lease import Lease, hold
 from stego_core.storage.retry import retried
 from stego_core.storage.run import RunDirectory
 from stego_core.training.choose import with_cluster_count
@@ -91,7 +91,7 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
             logger.info("%s is trained: nothing to do", job.out)
             return
         run.status("running", stage="train")
-        folder = _fit(job, run, mined, key=key)
+        folder = _fit(job, run, mined, lease, key=key)
         lease.check()
         tensors, card = load_tensors(folder, "model")
         save_segmenter(run.path("model"), tensors, card)
@@ -109,7 +109,7 @@ def _settings(job: TrainJob) -> dict[str, Any]:
     return {name: values[name] for name in names} | {"neighbors": neighbors}
 
 
-def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
+def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: str) -> str:
     """Run the workers; return the folder of the last checkpoint, which holds the model.
 
     Each start has a folder of its own below the training's: Ray Train can't go on in a folder whose
@@ -118,6 +118,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
     starts_uri = _starts_uri(run, key)
     resume = find_checkpoint(starts_uri)
     while True:
+        lease.check()
         if resume is not None and fs.exists(fs.join(resume, "model.json")):
             return resume  # all was done but the driver died before it took the model over
         earlier = fs.list_names(starts_uri)
@@ -134,6 +135,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> str:
             break
     if result.checkpoint is None:
         raise ClusterError("training ended without a checkpoint; see events.jsonl")
+    lease.check()
     for name in earlier:
         fs.delete(fs.join(starts_uri, name))
     folder = result.checkpoint.path
@@ -155,6 +157,8 @@ def _trainer(
     stream = None if mined.is_stored else plan_stream(actors.count)
     if stream is not None:
         actors = stream.worker
+    # Ray Train counts workers by what they reserve, and those that stream reserve fractions.
+    is_elastic = job.min_workers is not None and stream is None
     filesystem, path = fs.open_uri(starts_uri)
     resources = {"GPU": actors.num_gpus} if actors.num_gpus else {"CPU": max(actors.num_cpus, 0.01)}
     return TorchTrainer(
@@ -167,11 +171,10 @@ def _trainer(
             "threads": actors.threads,
             "device": actors.device,
             "resume": resume,
-            "stream": stream,
         },
         torch_config=TorchConfig(backend=actors.collectives),
         scaling_config=ScalingConfig(
-            num_workers=(job.min_workers, job.workers) if job.min_workers else job.workers,
+            num_workers=(job.min_workers, job.workers) if is_elastic else actors.count,
             elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=bool(actors.num_gpus),
             resources_per_worker=resources,
@@ -268,10 +271,12 @@ def _worker(config: dict[str, Any]) -> None:
 @contextmanager
 def _features(config: dict[str, Any], views: Views) -> Iterator[FeatureSource]:
     """Give the features of all views: those that are stored, else a stream of this worker's."""
-    job, mined, plan = config["job"], config["mined"], config["stream"]
-    if plan is None:
+    job, mined = config["job"], config["mined"]
+    if mined.is_stored:
         yield local_features(job, mined, views, device=config["device"])
         return
+    # Planned here: since the driver did, the cluster may have lost a node.
+    plan = plan_stream(ray.train.get_context().get_world_size())
     settings = stream_settings(job, mined, views)
     with StreamedFeatures(settings, plan, steps=job.train.steps, debug=job.debug) as features:
         yield features

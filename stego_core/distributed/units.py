@@ -132,10 +132,15 @@ def run_units(
                 yield receipt
         except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
             if not done or attempt == ATTEMPTS:
-                reason = str(error).strip().splitlines()[-1]
+                reason = last_line(error)
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
             logger.warning("Ray failed after %d units; going on with the rest", done)
             time.sleep(min(2**attempt, 30))
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text, or its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def configure(*, debug: bool) -> None:

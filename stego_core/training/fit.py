@@ -124,8 +124,8 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
     The cluster probe is refitted by spherical k-means on projected, smoothed codes, because the
     probe that SGD trains from random vectors loses clusters that it never finds again; no label is
     looked at. The projection is folded into the head's last layers. The baseline is k-means on the
-    frozen features, all tokens alike: what the head has to beat. With labels both get a linear
-    probe, which nothing else depends on.
+    frozen features, all tokens alike: what the head has to beat. Labels, where there are some, give
+    linear probes, which nothing else depends on.
     """
     maps = _Maps(job, model, data)
     features, pull, codes, smoothed = _sample(
@@ -154,6 +154,7 @@ def fit(job: TrainJob, model: Trainable, data: TrainData) -> dict[str, Tensor]:
             clusters["clusters"],
             num_views=len(data.neighbors),
             seed=job.seed,
+            expect=data.features.expect,
         )
     baseline = spherical_kmeans(
         features, job.clusters.total, seed=job.seed, restarts=job.clusters.restarts

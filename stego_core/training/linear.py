@@ -19,11 +19,10 @@ from torch import Tensor
 from stego_core.training.views import IGNORE_INDEX, LabelSource, Reads
 
 _POINTS = 64  # labelled pixels of a view: neighbours in an image say the same
-_SAMPLE = 60_000
 _READ_VIEWS = 32
 _PENALTY = 3e-4  # of squared weights of standardised channels, beside the mean cross-entropy
 _ITERATIONS = 200
-_STREAM = 9
+_STREAM = 10
 
 
 def labelled_points(
@@ -33,7 +32,7 @@ def labelled_points(
     *,
     side: int,
     seed: int,
-    count: int = _SAMPLE,
+    count: int,
     expect: Callable[[Reads], None] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Return maps at random labelled pixels of random views, read bilinearly.

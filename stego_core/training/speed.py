@@ -20,6 +20,8 @@ from stego_core.training.step import StepBatch, Trainable
 
 _LARGEST_BYTES = 2**31  # of a batch of features; the plan of a job is not to take much itself
 _STEPS = 3  # the first one is not counted
+_JUDGED = 128  # views that a criterion looks at, each with its nearest one
+_CONCEPTS = 256
 _SHIFT = 0.3  # any; the sums are the same
 
 
@@ -50,7 +52,17 @@ def seconds_per_step(job: TrainJob, *, width: int, grid: int) -> float | None:
         whitening = Whitening(torch.zeros(width), projection)
     channels = width if whitening is None else whitening.width
     shifts = dict.fromkeys(KINDS, _SHIFT)
-    model = Trainable(job, channels=channels, num_classes=0, shifts=shifts, whitening=whitening)
+    concepts = None
+    if job.loss.energy == "concept":
+        concepts = torch.randn(_CONCEPTS, channels, generator=generator)
+    model = Trainable(
+        job,
+        channels=channels,
+        num_classes=0,
+        shifts=shifts,
+        whitening=whitening,
+        concepts=concepts,
+    )
     optimizers = Optimizers(model, job.train)
     neighbors_VN = np.roll(np.arange(job.train.batch), 1)[:, None]
     threads = torch.get_num_threads()
@@ -73,6 +85,8 @@ def seconds_per_step(job: TrainJob, *, width: int, grid: int) -> float | None:
 def views_read(job: TrainJob, num_views: int) -> int:
     """Return about how many times features of a view are read in a training, on all workers.
 
+    What options, and linear probes where there are labels, read beside the default is left out.
+
     Args:
         job: the settings.
         num_views: of the data.
@@ -83,4 +97,8 @@ def views_read(job: TrainJob, num_views: int) -> int:
     is_whitened, is_matched = job.head.whiten > 0, job.head.whiten > 0 and job.head.consistent
     before = 2 * min(num_views, VIEWS) + is_whitened * sample + is_matched * matched
     after = sample + is_matched * matched
-    return steps + job.workers * before + after
+    states = 1  # that are fitted
+    if job.train.select != "last":
+        states += -(-job.train.steps // job.train.checkpoint_every)
+        after += 2 * min(num_views, _JUDGED)
+    return steps + job.workers * before + states * after

@@ -12,6 +12,7 @@ import ray
 from stego_core.config.schema import TrainJob
 from stego_core.distributed import train
 from stego_core.distributed.cluster import plan_actors
+from stego_core.distributed.stream_plan import plan_stream
 from stego_core.errors import ClusterError
 
 
@@ -44,8 +45,10 @@ class Planned(Exception):
     """Raised where Ray would start the workers."""
 
 
-def mined(*, is_stored: bool) -> Any:
-    return SimpleNamespace(is_stored=is_stored)
+def fit_of(job: TrainJob, run: Any, *, is_stored: bool) -> None:
+    lease: Any = SimpleNamespace(check=lambda: None)
+    mined: Any = SimpleNamespace(is_stored=is_stored)
+    train._fit(job, run, mined, lease, key="0")
 
 
 @dataclass
@@ -66,13 +69,13 @@ def test_training_hands_the_plans_backend_and_gpus_to_ray(
     monkeypatch.setattr(train, "TorchTrainer", trainer)
     run = train.RunDirectory(str(tmp_path / "run"), job="train")
     with pytest.raises(Planned):
-        train._fit(TrainJob(workers=2), run, mined(is_stored=True), key="0")
+        fit_of(TrainJob(workers=2), run, is_stored=True)
     assert trainer.seen["torch_config"].backend == backend
     scaling = trainer.seen["scaling_config"]
     assert (scaling.use_gpu, scaling.num_workers) == (bool(resources), 2)
     assert trainer.seen["train_loop_config"]["device"] == ("cuda" if resources else "cpu")
     with pytest.raises(Planned):
-        train._fit(TrainJob(workers=2, min_workers=1), run, mined(is_stored=True), key="0")
+        fit_of(TrainJob(workers=2, min_workers=1), run, is_stored=True)
     assert trainer.seen["scaling_config"].num_workers == (1, 2)
 
 
@@ -84,8 +87,12 @@ def test_a_training_without_a_store_leaves_part_of_each_gpu_to_the_backbone(
     monkeypatch.setattr(train, "TorchTrainer", trainer)
     run = train.RunDirectory(str(tmp_path / "run"), job="train")
     with pytest.raises(Planned):
-        train._fit(TrainJob(workers=2), run, mined(is_stored=False), key="0")
+        fit_of(TrainJob(workers=2), run, is_stored=False)
     gpus = trainer.seen["scaling_config"].resources_per_worker["GPU"]
-    backbone = trainer.seen["train_loop_config"]["stream"].backbone
+    backbone = plan_stream(2).backbone
     assert 0.5 < gpus <= 1 - backbone.num_gpus * backbone.count
     assert backbone.device == trainer.seen["train_loop_config"]["device"] == "cuda"
+    # Fractions of a GPU are not what Ray Train counts free places by.
+    with pytest.raises(Planned):
+        fit_of(TrainJob(workers=2, min_workers=1), run, is_stored=False)
+    assert trainer.seen["scaling_config"].num_workers == 2

@@ -43,7 +43,8 @@ def fit(trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "plan_actors", lambda *_, **__: plan)
     monkeypatch.setattr(train, "TorchTrainer", trainer)
     run = RunDirectory(str(tmp_path), job="train")
-    return train._fit(TrainJob(), run, SimpleNamespace(is_stored=True), key="k")
+    lease = SimpleNamespace(check=lambda: None)
+    return train._fit(TrainJob(), run, SimpleNamespace(is_stored=True), lease, key="k")
 
 
 def test_each_start_goes_on_from_the_newest_checkpoint_of_all(tmp_path, monkeypatch):

@@ -76,7 +76,9 @@ def test_at_most_512_views_are_read_each_once_in_order():
         return ViewMaps(seen=part, codes=part)
 
     start = F.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = boost_clusters(read, start, num_views=700, seed=3)
+    expected: list[np.ndarray] = []
+    found = boost_clusters(read, start, num_views=700, seed=3, expect=expected.extend)
     assert len(views) == 512
-    assert views == sorted(set(views))
-    assert not torch.equal(found, boost_clusters(read, start, num_views=700, seed=4))
+    assert views == sorted(set(views)) == np.concatenate(expected).tolist()
+    other = boost_clusters(read, start, num_views=700, seed=4, expect=expected.extend)
+    assert not torch.equal(found, other)

@@ -82,7 +82,7 @@ def test_without_a_labelled_pixel_there_are_no_points():
 
     source = FakeFeatures(np.zeros((3, 2, 4, 4)))
     kinds, labels = labelled_points(
-        lambda views: (source.read(views),), Nothing(), 3, side=8, seed=0
+        lambda views: (source.read(views),), Nothing(), 3, side=8, seed=0, count=90
     )
     assert (kinds, len(labels)) == ([], 0)
 

@@ -13,7 +13,15 @@ from stego_core.training.speed import seconds_per_step, views_read
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"head": {"whiten": 4}}, {"loss": {"alignment": 1.0}}, {"clusters": {"count": 0}}],
+    [
+        {},
+        {"head": {"whiten": 4}},
+        {"head": {"kind": "transformer"}},
+        {"loss": {"alignment": 1.0}},
+        {"loss": {"energy": "smooth"}},
+        {"loss": {"energy": "concept"}},
+        {"clusters": {"count": 0}},
+    ],
 )
 def test_the_time_of_a_step_is_measured_whatever_the_settings_are(settings):
     threads = torch.get_num_threads()
