@@ -100,14 +100,7 @@ def train(
         visit: called with the steps done and the model before the first step, after each
             checkpoint, and again where an interrupted run continues; not after the last step.
     """
-    model = Trainable(
-        job,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        shifts=data.shifts,
-        whitening=data.whitening,
-        concepts=data.concepts,
-    ).to(device)
+    model = _new_model(job, data).to(device)
     optimizers = Optimizers(model, job.train)
     first = 0
     folder = context.resume_folder()
@@ -125,9 +118,7 @@ def train(
         if visit is not None and step % every == 0:
             visit(step, model)
         if step == first or step % every == 0:
-            # Up to the next checkpoint: a visit reads other views there.
-            end = min(steps, step - step % every + every)
-            data.features.expect(StepReads(job, step, end, _rows(job, context), data.neighbors))
+            _expect(job, data, step, context)
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()
@@ -140,10 +131,10 @@ def train(
         optimizers.step()
         model.follow()
         done = step + 1
-        if done % job.train.log_every == 0 or done == job.train.steps:
+        if done % job.train.log_every == 0 or done == steps:
             rate = (done - first) / (time.monotonic() - started_s)
-            _log(context, done, job.train.steps, rate, losses, draws.digest())
-        if done % job.train.checkpoint_every == 0 or done == job.train.steps:
+            _log(context, done, steps, rate, losses, draws.digest())
+        if done % every == 0 or done == steps:
             context.checkpoint(done, _Saver(model, optimizers, done))
     return model.eval()
 
@@ -156,6 +147,24 @@ class _Saver:
 
     def __call__(self, folder: str) -> None:
         save_state(folder, self.model, self.optimizers, {"step": self.step})
+
+
+def _new_model(job: TrainJob, data: TrainData) -> Trainable:
+    return Trainable(
+        job,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        shifts=data.shifts,
+        whitening=data.whitening,
+        concepts=data.concepts,
+    )
+
+
+def _expect(job: TrainJob, data: TrainData, step: int, context: TrainContext) -> None:
+    """Announce the reads of the steps up to the next checkpoint, where a visit reads others."""
+    every = job.train.checkpoint_every
+    end = min(job.train.steps, step - step % every + every)
+    data.features.expect(StepReads(job, step, end, _rows(job, context), data.neighbors))
 
 
 def _rows(job: TrainJob, context: TrainContext) -> slice:
