@@ -116,30 +116,27 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: s
     record a kill cut short, so what to resume from is found by looking at the checkpoints.
     """
     starts_uri = _starts_uri(run, key)
-    resume = find_checkpoint(starts_uri)
-    while True:
+    reached = find_checkpoint(starts_uri)
+    while reached is None or not fs.exists(fs.join(reached, "model.json")):
         lease.check()
-        if resume is not None and fs.exists(fs.join(resume, "model.json")):
-            return resume  # all was done but the driver died before it took the model over
-        earlier = fs.list_names(starts_uri)
+        before = reached
         try:
-            result = _trainer(job, run, mined, key=key, resume=resume).fit()
+            _trainer(job, run, mined, key=key).fit()
         except ray.train.TrainingFailedError as error:
-            cause, before = _cause(error), resume
-            resume = find_checkpoint(starts_uri)
+            cause, reached = _cause(error), find_checkpoint(starts_uri)
             # Spot nodes may be lost more often than that, as long as work is done in between.
-            if not isinstance(cause, ClusterError) or resume == before:
+            if not isinstance(cause, ClusterError) or reached == before:
                 raise cause from error
-            logger.warning("%s; going on from %s", cause, resume)
-        else:
-            break
-    if result.checkpoint is None:
-        raise ClusterError("training ended without a checkpoint; see events.jsonl")
+            logger.warning("%s; going on from %s", cause, reached)
+            continue
+        reached = find_checkpoint(starts_uri)
+        if reached == before:
+            raise ClusterError("training ended without a model; see events.jsonl")
     lease.check()
-    for name in earlier:
-        fs.delete(fs.join(starts_uri, name))
-    folder = result.checkpoint.path
-    return folder if fs.is_local(run.uri) else f"{run.uri.split('://')[0]}://{folder}"
+    for start in fs.list_names(starts_uri):
+        if not reached.startswith(fs.join(starts_uri, start, "")):
+            fs.delete(fs.join(starts_uri, start))
+    return reached
 
 
 def _starts_uri(run: RunDirectory, key: str) -> str:
@@ -147,10 +144,8 @@ def _starts_uri(run: RunDirectory, key: str) -> str:
     return run.path("checkpoints", f"train-{key}")
 
 
-def _trainer(
-    job: TrainJob, run: RunDirectory, mined: Mined, *, key: str, resume: str | None
-) -> TorchTrainer:
-    """Return what runs the workers, in a start of its own, from a checkpoint of an earlier one."""
+def _trainer(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> TorchTrainer:
+    """Return what runs the workers, in a start of its own."""
     starts_uri = _starts_uri(run, key)
     start = f"start-{len(fs.list_names(starts_uri)):03d}"
     actors = plan_actors(job.workers, at_least=job.min_workers)
@@ -170,7 +165,7 @@ def _trainer(
             "candidates_uri": run.path("candidates", key),
             "threads": actors.threads,
             "device": actors.device,
-            "resume": resume,
+            "starts_uri": starts_uri,
         },
         torch_config=TorchConfig(backend=actors.collectives),
         scaling_config=ScalingConfig(
@@ -205,8 +200,8 @@ def _cause(error: Exception) -> StegoError:
 class _RayContext:
     """The training loop's view of Ray Train (see `TrainContext`)."""
 
-    def __init__(self, run_uri: str, *, resume: str | None) -> None:
-        self._resume = resume
+    def __init__(self, run_uri: str, *, starts_uri: str) -> None:
+        self._starts_uri = starts_uri
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         # An object store can't append: there the driver and this process have a file each.
@@ -214,9 +209,12 @@ class _RayContext:
         self._run = RunDirectory(run_uri, job="train", events=name)
 
     def resume_folder(self) -> str | None:
-        """Return the newest checkpoint of this start, copied here, else the earlier starts'."""
-        checkpoint = ray.train.get_checkpoint()
-        return self._resume if checkpoint is None else str(checkpoint.to_directory())
+        """Return the newest whole checkpoint of all starts.
+
+        Ray Train knows only those that its controller had heard of when a worker died. All workers
+        find the same one: none is written before all of them have taken steps.
+        """
+        return find_checkpoint(self._starts_uri)
 
     def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
         """Hand a checkpoint to Ray Train; redoing a step overwrites its folder."""
@@ -251,7 +249,7 @@ def _worker(config: dict[str, Any]) -> None:
     mined: Mined = config["mined"]
     # A cluster may be started with more CPUs than the machine has; threads beyond those only spin.
     torch.set_num_threads(min(config["threads"], os.cpu_count() or 1))
-    context = _RayContext(config["run_uri"], resume=config["resume"])
+    context = _RayContext(config["run_uri"], starts_uri=config["starts_uri"])
     device = config["device"]
     folder = context.resume_folder()
     if folder is not None and fs.exists(fs.join(folder, "model.json")):

@@ -14,6 +14,7 @@ from stego_core.errors import CheckpointError, ClusterError
 from stego_core.model.checkpoint import save_tensors
 from stego_core.storage import fs
 from stego_core.storage.run import RunDirectory
+from stego_core.training.state import find_checkpoint
 
 
 class Trainer:
@@ -23,7 +24,7 @@ class Trainer:
         self._steps, self._error, self.resumed = list(steps), error, []
 
     def __call__(self, worker, *, train_loop_config, run_config, **_):
-        self.resumed.append(train_loop_config["resume"])
+        self.resumed.append(find_checkpoint(train_loop_config["starts_uri"]))
         self._start = fs.join(run_config.storage_path, run_config.name)
         return self
 
@@ -31,11 +32,10 @@ class Trainer:
         step = self._steps.pop(0)
         folder = fs.join(self._start, f"step-{step or 0:08d}")
         if step is not None:
-            save_tensors(folder, "state", {}, {"step": step})
+            save_tensors(folder, "state" if self._steps else "model", {}, {"step": step})
         if self._steps:
             failures = {0: self._error or RuntimeError("the worker's node died")}
             raise ray.train.WorkerGroupError("rank 0", failures)
-        return SimpleNamespace(checkpoint=SimpleNamespace(path=folder))
 
 
 def fit(trainer, tmp_path, monkeypatch):
@@ -70,4 +70,21 @@ def test_an_error_of_ours_is_not_tried_again(tmp_path, monkeypatch):
     trainer = Trainer(20, 40, error=CheckpointError("the neighbours are of another run"))
     with pytest.raises(CheckpointError, match="of another run"):
         fit(trainer, tmp_path, monkeypatch)
+    assert len(trainer.resumed) == 1
+
+
+def test_a_model_that_ray_never_heard_of_is_taken_over(tmp_path, monkeypatch):
+    class Late(Trainer):
+        """Writes everything, and then its node dies."""
+
+        def fit(self):
+            self._steps = [None]
+            super().fit()
+            folder = fs.join(self._start, "step-00000081")
+            save_tensors(folder, "model", {}, {})
+            raise ray.train.WorkerGroupError("rank 0", {0: RuntimeError("its node died")})
+
+    trainer = Late()
+    folder = fit(trainer, tmp_path, monkeypatch)
+    assert folder.endswith("start-000/step-00000081")
     assert len(trainer.resumed) == 1
