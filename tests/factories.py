@@ -101,6 +101,15 @@ def random_maps(num_views: int, channels=8, height=5, width=4, *, seed=0) -> np.
     return np.random.default_rng(seed).normal(size=(num_views, channels, height, width))
 
 
+def block_field(num_views=12, noise=0.1):
+    """Maps in blocks of three planted directions: (V, C, h, w), and the direction of each cell."""
+    generator = np.random.default_rng(0)
+    directions = np.linalg.qr(generator.normal(size=(8, 8)))[0][:3]
+    owner = generator.integers(0, 3, (num_views, 2, 2)).repeat(3, 1).repeat(3, 2)
+    maps = directions[owner] + noise * generator.normal(size=(*owner.shape, 8))
+    return maps.transpose(0, 3, 1, 2), owner
+
+
 def ring_neighbors(num_views: int, count=2) -> np.ndarray:
     """Views whose neighbours are the next ones: (V, count) int64."""
     return (np.arange(num_views)[:, None] + np.arange(1, count + 1)) % num_views

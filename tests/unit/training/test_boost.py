@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import FakeFeatures, ring_neighbors, train_data, train_job
+from factories import FakeFeatures, block_field, ring_neighbors, train_data, train_job
 
 from stego_core.model.head import Head
 from stego_core.training.boost import ViewMaps, boost_clusters
@@ -14,17 +14,8 @@ from stego_core.training.fit import fit
 from stego_core.training.step import Trainable
 
 
-def field(num_views=12, noise=0.1):
-    """Maps in blocks of three planted directions, and the direction of each cell."""
-    generator = np.random.default_rng(0)
-    directions = np.linalg.qr(generator.normal(size=(8, 8)))[0][:3]
-    owner = generator.integers(0, 3, (num_views, 2, 2)).repeat(3, 1).repeat(3, 2)
-    maps = directions[owner] + noise * generator.normal(size=(*owner.shape, 8))
-    return maps.transpose(0, 3, 1, 2), owner
-
-
 def fitted(**clusters):
-    maps, owner = field()
+    maps, owner = block_field()
     job = train_job(head={"kind": "none", "smooth": 0.0}, clusters={"restarts": 6, **clusters})
     model = Trainable(job, channels=8, num_classes=0, shifts={}).eval()
     data = train_data(len(maps), features=FakeFeatures(maps), neighbors=ring_neighbors(len(maps)))
@@ -67,7 +58,7 @@ def test_fitting_twice_gives_the_same_clusters():
 
 
 def test_at_most_512_views_are_read_each_once_in_order():
-    features = torch.from_numpy(field(700)[0]).float()
+    features = torch.from_numpy(block_field(700)[0]).float()
     views: list[int] = []
 
     def read(block):

@@ -9,6 +9,7 @@ from factories import (
     FakeFeatures,
     FolderContext,
     Killed,
+    block_field,
     random_maps,
     ring_neighbors,
     states_equal,
@@ -159,17 +160,8 @@ def test_the_local_loss_is_the_same_loss_on_mixed_codes():
     assert "local" not in plain(batch)
 
 
-def field(num_views=12, noise=0.1):
-    """Maps in blocks of three planted directions: (V, C, h, w), and the direction of each cell."""
-    generator = np.random.default_rng(0)
-    directions = np.linalg.qr(generator.normal(size=(8, 8)))[0][:3]
-    owner = generator.integers(0, 3, (num_views, 2, 2)).repeat(3, 1).repeat(3, 2)
-    maps = directions[owner] + noise * generator.normal(size=(*owner.shape, 8))
-    return maps.transpose(0, 3, 1, 2), owner
-
-
 def test_the_smoothness_energy_finds_planted_clusters_with_its_own_prototypes():
-    maps, owner = field()
+    maps, owner = block_field()
     job = train_job(
         loss={"energy": "smooth", "shifts": "fixed", "samples": 6},
         train={"steps": 300, "head_lr": 1e-2, "probe_lr": 2e-2, "log_every": 300},
