@@ -34,6 +34,9 @@ class HeadConfig(Strict):
     whiten: NonNegative = 64
     """Principal components of the features that teacher and head see, each scaled to variance 1;
     the head starts as the identity on them. 0 leaves features as they are, as the paper does."""
+    details: NonNegative = 192
+    """Principal components beyond those that `whiten` scales, which the model keeps beside the
+    code. Linear probes read them; loss and clusters do not. Not used without `whiten`."""
     consistent: bool = True
     """Rank neighbours anew in whitened space, and scale directions by how well matched tokens of
     neighbouring views agree in them: once before training, once on the trained codes. Not used

@@ -24,7 +24,6 @@ from stego_core.model.segmenter import (
     BASELINE,
     CLASSIFIERS,
     CLUSTER,
-    ON_FEATURES,
     Segmenter,
     load_segmenter,
 )
@@ -108,7 +107,8 @@ class EvaluateWorker:
                 labels = resize_labels(labels, *pixels.shape[1:3], box=square)
             scored += 1
             for head in self._heads:
-                maps = (features if head in ON_FEATURES else code)[index : index + 1]
+                one = slice(index, index + 1)
+                maps = self._segmenter.seen_by(head, features[one], code[one])
                 predicted = self._label_map(head, maps, pixels[index], labels.shape)
                 counts = self._count(labels, predicted, head)
                 confusion[head] = confusion.get(head, 0) + counts

@@ -103,7 +103,7 @@ def _whitening(job: TrainJob, features: FeatureSource, num_views: int) -> Whiten
     if not job.head.whiten:
         return None
     tokens = sample_tokens(features, num_views, job.clusters.sample, seed=job.seed)
-    return fit_whitening(tokens, job.head.whiten)
+    return fit_whitening(tokens, job.head.whiten, details=job.head.details)
 
 
 def _neighbors(

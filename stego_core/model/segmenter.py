@@ -1,6 +1,6 @@
 """The whole model: backbone, head and clusters as one module, with its file format.
 
-Legend: B images, H W pixels, C feature channels, K code channels, N clusters, h w grid.
+Legend: B images, H W pixels, C feature channels, K code channels, E details, N clusters, h w grid.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Segmenter(nn.Module):
         backbone: frozen features.
         tensors: `head.*`, `clusters` (N, K); where clusters were merged `merge`, the cluster of
             each row of `clusters`; where it was fitted `baseline` (N, C); with labels
-            `linear.weight` (classes, K) and `linear.bias`, and where it was fitted
+            `linear.weight` (classes, K or K + E) and `linear.bias`, and where it was fitted
             `baseline_linear.weight` (classes, C) and `.bias`; with whitening `whitening.mean`
-            (C,) and `whitening.projection` (D, C).
+            (C,) and `whitening.projection` (D, C), with details `whitening.detail` (E, C).
         card: what was read from `model.json`.
 
     Raises:
@@ -56,7 +56,11 @@ class Segmenter(nn.Module):
         self.card = card
         self.whitening: Whitening | None = None
         if "whitening.mean" in tensors:
-            self.whitening = Whitening(tensors["whitening.mean"], tensors["whitening.projection"])
+            self.whitening = Whitening(
+                tensors["whitening.mean"],
+                tensors["whitening.projection"],
+                tensors.get("whitening.detail"),
+            )
         config = HeadConfig(**card["head"])
         self._smooth = config.smooth
         if config.kind != "none" and len(tensors["head.linear.weight"]) != config.dim:
@@ -93,6 +97,7 @@ class Segmenter(nn.Module):
         """
         buffers = dict(self.named_buffers(recurse=False))
         width = self.head.dim
+        details = self.whitening.num_details if self.whitening else 0
         wanted = {"clusters": (width,), "baseline": (self.backbone.width, self.head.width)}
         wrong = [
             name
@@ -103,8 +108,10 @@ class Segmenter(nn.Module):
         if merge is not None and merge.shape != buffers["clusters"].shape[:1]:
             wrong.append("merge")
         for name, (weight, bias) in self.classifiers.items():
-            channels = self.backbone.width if name in ON_FEATURES else width
-            if weight.shape[:1] != bias.shape or weight.shape[1] != channels:
+            channels = {width, width + details}
+            if name in ON_FEATURES:
+                channels = {self.backbone.width}
+            if weight.shape[:1] != bias.shape or weight.shape[1] not in channels:
                 wrong.append(name)
         if wrong or not self.num_clusters:
             names = ", ".join(wrong) or "clusters"
@@ -133,6 +140,18 @@ class Segmenter(nn.Module):
             code = smooth_code(code, whitened, temperature=self._smooth)
         return features, code
 
+    def _linear_width(self) -> int:
+        return self.classifiers[LINEAR][0].shape[1] if LINEAR in self.classifiers else 0
+
+    def seen_by(self, kind: str, features_BChw: Tensor, code_BKhw: Tensor) -> Tensor:
+        """Return what `products` of a kind takes: features, code, or code and details."""
+        if kind in ON_FEATURES:
+            return features_BChw
+        # The probe that SGD trained knows no details.
+        if kind == LINEAR and self.whitening is not None and self._linear_width() > self.head.dim:
+            return torch.cat([code_BKhw, self.whitening.details(features_BChw)], 1)
+        return code_BKhw
+
     def _whiten(self, features: Tensor) -> Tensor:
         return features if self.whitening is None else self.whitening(features)
 
@@ -144,7 +163,7 @@ class Segmenter(nn.Module):
         that of the cosines of the upsampled code, without ever upsampling K channels.
 
         Args:
-            maps_BChw: code for `cluster` and `linear`, features for the `baseline_*`.
+            maps_BChw: what `seen_by` gives for the kind.
             kind: which of the four.
         """
         if kind in CLASSIFIERS:

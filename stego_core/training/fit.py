@@ -95,10 +95,13 @@ class _Maps:
         """Return smoothed codes (B, K, h, w)."""
         return self.read(views)[3]
 
-    def labelled(self, views: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return smoothed codes and features: what linear probes are fitted on."""
+    def labelled(self, views: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return smoothed codes, details and features: what linear probes are fitted on."""
         features, _, _, smooth = self.read(views)
-        return smooth, features
+        whitening = self._model.whitening
+        if whitening is None:
+            return smooth, features[:, :0], features
+        return smooth, whitening.details(features.to(self._device)).cpu(), features
 
     def projected(self, views: np.ndarray, mean_K: Tensor, projection_KK: Tensor) -> ViewMaps:
         """Return what the boost needs, with smoothed codes projected."""
@@ -235,8 +238,9 @@ def _linear_probe(
             expect=data.features.expect,
         )
         if len(labels):
-            codes, features = kinds
-            probes = {LINEAR: (codes - mean_K) @ to_KK.T, BASELINE_LINEAR: features}
+            codes, details, features = kinds
+            code = (codes - mean_K) @ to_KK.T
+            probes = {LINEAR: torch.cat([code, details], 1), BASELINE_LINEAR: features}
             fitted = {
                 name: fit_linear(points, labels, data.num_classes)
                 for name, points in probes.items()

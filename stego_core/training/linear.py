@@ -20,7 +20,7 @@ from stego_core.training.views import IGNORE_INDEX, LabelSource, Reads
 
 _POINTS = 64  # labelled pixels of a view: neighbours in an image say the same
 _READ_VIEWS = 32
-_PENALTY = 3e-4  # of squared weights of standardised channels, beside the mean cross-entropy
+_PENALTY = 1e-3  # of squared weights of scaled points, beside the mean cross-entropy
 _ITERATIONS = 200
 _STREAM = 10
 
@@ -84,8 +84,9 @@ def _at(maps_BChw: Tensor, coords_BP2: Tensor) -> Tensor:
 def fit_linear(points_PC: Tensor, labels_P: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return weight (N, C) and bias (N,) of a multinomial logistic regression.
 
-    Channels are standardised for the fit and the scale folded into the weights. A class without a
-    pixel gets a bias so low that it is never predicted.
+    Points are centred and scaled for the fit, all channels alike: those that vary little then cost
+    much to use, which is what keeps a probe on many channels from fitting noise. The scale is
+    folded into the weights. A class without a pixel gets a bias so low that it is never predicted.
 
     Args:
         points_PC: what to classify, P at least 1.
@@ -93,7 +94,7 @@ def fit_linear(points_PC: Tensor, labels_P: Tensor, num_classes: int) -> tuple[T
         num_classes: N.
     """
     mean = points_PC.mean(0)
-    scale = points_PC.std(0, unbiased=False).clamp_min(1e-6)
+    scale = (points_PC - mean).square().mean().sqrt().clamp_min(1e-6)
     standard = (points_PC - mean) / scale
     present = torch.unique(labels_P)
     targets = torch.searchsorted(present, labels_P)
