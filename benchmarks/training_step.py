@@ -23,8 +23,8 @@ from stego_core.model.whitening import fit_whitening
 from stego_core.neighbors.table import neighbor_indices, read_table
 from stego_core.storage.feature_store import StoredFeatures, Views, read_views
 from stego_core.storage.manifest import Manifest, read_manifest
-from stego_core.training.fit import sample_tokens
 from stego_core.training.loop import LocalContext, TrainData, train
+from stego_core.training.maps import sample_tokens
 from stego_core.training.views import FeatureSource, FromBackbone, FromStore, view_side
 
 _STORED_STEPS, _BACKBONE_STEPS = 40, 2

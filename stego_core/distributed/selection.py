@@ -19,9 +19,12 @@ from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.training.fit import fit
 from stego_core.training.loop import TrainContext, TrainData
+from stego_core.training.refine import refine_clusters
 from stego_core.training.step import Trainable
 
 logger = logging.getLogger(__name__)
+
+Fitted = tuple[dict[str, Any], dict[str, Any]]  # tensors and card of a model
 
 
 def feature_channels(data: TrainData) -> int:
@@ -37,6 +40,31 @@ def judge(
     source, nearest = data.features, data.neighbors[:, 0]
     found = measure_criteria(head, source.read, nearest, seed=seed, expect=source.expect)
     return {name: round(value, 6) for name, value in found.items()}
+
+
+def refined(
+    job: TrainJob, fitted: Fitted, data: TrainData, context: TrainContext, *, device: str
+) -> Fitted:
+    """Return a model with clusters refined over all views; called by all workers.
+
+    Args:
+        job: the configuration.
+        fitted: the same on all workers.
+        data: what was trained on.
+        context: of this worker.
+        device: of torch.
+    """
+    tensors, card = fitted
+    head = head_on_features(tensors, card, feature_channels(data)).to(device)
+    clusters = refine_clusters(
+        job,
+        tensors["clusters"],
+        lambda features: head.encode(features.to(device))[1].cpu(),
+        data,
+        context,
+        device=device,
+    )
+    return {**tensors, "clusters": clusters}, card
 
 
 class Candidates:

@@ -19,7 +19,7 @@ from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
-from stego_core.distributed.selection import Candidates
+from stego_core.distributed.selection import Candidates, Fitted, refined
 from stego_core.distributed.stream import StreamedFeatures
 from stego_core.distributed.stream_plan import plan_stream
 from stego_core.distributed.training_data import (
@@ -41,6 +41,7 @@ from stego_core.training.choose import with_cluster_count
 from stego_core.training.loop import train
 from stego_core.training.state import find_checkpoint
 from stego_core.training.views import FeatureSource
+from stego_core.training.workers import from_first_worker
 
 logger = logging.getLogger(__name__)
 
@@ -261,9 +262,15 @@ def _worker(config: dict[str, Any]) -> None:
         card = trained_card(job, mined, views, data)
         candidates = Candidates(config["candidates_uri"], job, data, card, context)
         model = train(job, data, context, device=device, visit=candidates.visitor)
-        context.checkpoint(
-            job.train.steps + 1, lambda folder: save_segmenter(folder, *candidates.choose(model))
-        )
+        chosen = candidates.choose(model) if context.rank == 0 else None
+        if job.clusters.is_refined:
+            chosen = refined(job, from_first_worker(chosen), data, context, device=device)
+        context.checkpoint(job.train.steps + 1, lambda folder: _save(folder, chosen))
+
+
+def _save(folder: str, chosen: Fitted | None) -> None:
+    assert chosen is not None  # noqa: S101 - only rank 0 saves, and rank 0 chose
+    save_segmenter(folder, *chosen)
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views
 from stego_core.training.calibration import KINDS, calibrate
 from stego_core.training.concepts import CODEBOOK_TOKENS, find_concepts
-from stego_core.training.fit import sample_tokens
 from stego_core.training.loop import TrainContext, TrainData
+from stego_core.training.maps import sample_tokens
 from stego_core.training.matching import match_tokens
 from stego_core.training.optional import check_sources, needs_pixels
 from stego_core.training.views import (

@@ -21,7 +21,7 @@ from stego_core.config.schema import DataConfig, TrainJob
 from stego_core.config.trials import Trial
 from stego_core.distributed.labelled import LabelledStore
 from stego_core.distributed.mine import Mined
-from stego_core.distributed.selection import Candidates, feature_channels, judge
+from stego_core.distributed.selection import Candidates, feature_channels, judge, refined
 from stego_core.distributed.training_data import local_features, trained_card, training_data
 from stego_core.errors import StegoError
 from stego_core.inference.scoring import head_on_features
@@ -173,6 +173,8 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})
     model = train(job, data, context, device=study.device, visit=candidates.visitor)
     tensors, card = candidates.choose(model)
+    if job.clusters.is_refined:
+        tensors, card = refined(job, (tensors, card), data, context, device=study.device)
     save_segmenter(trial_uri(study.uri, trial.key, "model"), tensors, card)
     record["criteria"] = judge(tensors, card, data, seed=study.seed)
     if trial.key in study.labelled:

@@ -10,6 +10,9 @@ Letters in names: T tokens, C feature channels.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,17 +26,37 @@ _BISECTIONS = 50
 _STEEPEST = 8.0  # beyond e^8 between tokens one deviation apart, only the extreme ones count
 
 
-def measure_objectness(features_TC: Tensor, pull_T: Tensor) -> Tensor:
-    """Return the objectness of tokens: mean 0, variance 1, higher for things.
+@dataclass(frozen=True, slots=True)
+class Objectness:
+    """Objectness as it was found on a sample of tokens.
+
+    Attributes:
+        mean: (C,) of the unit features.
+        components: (P, C) scaled principal components.
+        centre: mean of the first component's part of a token's length.
+        scale: standard deviation of it; negative where things have the lower part.
+    """
+
+    mean: Tensor
+    components: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def __call__(self, features_TC: Tensor) -> Tensor:
+        """Return the objectness of tokens, (T,): mean 0 and variance 1 in the sample."""
+        return (_first_part(features_TC, self.mean, self.components) - self.centre) / self.scale
+
+
+def find_objectness(features_TC: Tensor, pull_T: Tensor) -> Objectness:
+    """Return the objectness of tokens, higher for things, as a function of features.
+
+    It is the first of the scaled principal components of the unit features, as a part of the
+    token's length in all of them.
 
     Args:
         features_TC: features of a sample of tokens.
         pull_T: anything that tends to be higher on things; only the sign of its correlation
             counts. The cosine with the image's class token is best.
-
-    Returns:
-        (T,) float32: the first of the scaled principal components of the unit features, as a part
-        of the token's length in all of them.
 
     Raises:
         ShapeError: if there isn't one pull for each token.
@@ -42,36 +65,55 @@ def measure_objectness(features_TC: Tensor, pull_T: Tensor) -> Tensor:
         raise ShapeError(
             f"features {tuple(features_TC.shape)} and pull {tuple(pull_T.shape)}: give (T, C), (T,)"
         )
-    unit_TC = F.normalize(features_TC.float(), dim=1)
-    mean, components = principal_scaling(unit_TC, _COMPONENTS)
-    along_T = F.normalize((unit_TC - mean) @ components.T, dim=1)[:, 0]
-    along_T = (along_T - along_T.mean()) / along_T.std(correction=0).clamp_min(_SMALLEST_DEVIATION)
+    mean, components = principal_scaling(F.normalize(features_TC.float(), dim=1), _COMPONENTS)
+    along_T = _first_part(features_TC, mean, components)
+    centre = along_T.mean()
+    scale = along_T.std(correction=0).clamp_min(_SMALLEST_DEVIATION)
     pull_T = pull_T.float()
-    sign = torch.sign((along_T * (pull_T - pull_T.mean())).sum())
-    return along_T if sign >= 0 else -along_T
+    sign = torch.sign(((along_T - centre) / scale * (pull_T - pull_T.mean())).sum())
+    return Objectness(mean, components, centre, scale if sign >= 0 else -scale)
 
 
-def background_weights(objectness_T: Tensor, share: float) -> Tensor:
-    """Return weights, exp(b * objectness), that leave the background a given share of the weight.
+def _first_part(features_TC: Tensor, mean: Tensor, components: Tensor) -> Tensor:
+    unit_TC = F.normalize(features_TC.float(), dim=1)
+    return F.normalize((unit_TC - mean) @ components.T, dim=1)[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Weights exp(b * objectness), with mean 1 in the sample that they were found on.
+
+    Attributes:
+        steepness: b.
+        log_mean: logarithm of the sample's mean before it is made 1.
+    """
+
+    steepness: float
+    log_mean: float
+
+    def __call__(self, objectness_T: Tensor) -> Tensor:
+        """Return the weights of tokens, (T,) float32."""
+        return torch.exp(self.steepness * objectness_T.double() - self.log_mean).float()
+
+
+def balance_background(objectness_T: Tensor, share: float) -> Balance:
+    """Return weights that leave the background a given share of the weight.
 
     Args:
         objectness_T: standardised; tokens below 0 are background.
         share: of the total weight, that all background tokens get together, (0, 1]. If they are
             no more than that, all weights are 1.
-
-    Returns:
-        (T,) float32, mean 1.
     """
+    objectness_T = objectness_T.double()
     background_T = objectness_T < 0
 
-    def weights(steepness: float) -> Tensor:
-        return torch.softmax(steepness * objectness_T.double(), 0) * len(objectness_T)
+    def background(steepness: float) -> float:
+        return float(torch.softmax(steepness * objectness_T, 0)[background_T].sum())
 
     low, high = 0.0, _STEEPEST
-    if float(background_T.double().mean()) <= share:
-        return weights(0.0).float()
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        above = float(weights(middle)[background_T].sum()) > share * len(objectness_T)
-        low, high = (middle, high) if above else (low, middle)
-    return weights(low).float()
+    if float(background_T.double().mean()) > share:
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if background(middle) > share else (low, middle)
+    total = float(torch.logsumexp(low * objectness_T, 0))
+    return Balance(low, total - math.log(len(objectness_T)))

@@ -6,16 +6,16 @@ import dataclasses
 import logging
 
 import numpy as np
-import torch.distributed as dist
 from torch import Tensor
 
 from stego_core.config.schema import TrainJob
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.choose_count import choose_count
 from stego_core.model.smoothing import smooth_code
-from stego_core.training.fit import sample_tokens
 from stego_core.training.loop import TrainContext, TrainData
+from stego_core.training.maps import sample_tokens
 from stego_core.training.views import FeatureSource, Reads, Whitened
+from stego_core.training.workers import from_first_worker
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,7 @@ def with_cluster_count(job: TrainJob, data: TrainData, context: TrainContext) ->
     """
     if job.clusters.count:
         return job
-    count = _decide(job, data, context) if context.rank == 0 else 0
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        box = [count]
-        dist.broadcast_object_list(box, src=0)
-        count = box[0]
+    count = from_first_worker(_decide(job, data, context) if context.rank == 0 else 0)
     return dataclasses.replace(job, clusters=dataclasses.replace(job.clusters, count=count))
 
 

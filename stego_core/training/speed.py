@@ -12,7 +12,7 @@ import torch
 from stego_core.config.schema import TrainJob
 from stego_core.model.whitening import Whitening
 from stego_core.training.calibration import KINDS, VIEWS
-from stego_core.training.fit import TOKENS_PER_VIEW
+from stego_core.training.maps import TOKENS_PER_VIEW
 from stego_core.training.matching import ANCHORS, NEIGHBORS
 from stego_core.training.sampler import draw_step
 from stego_core.training.state import Optimizers

@@ -1,4 +1,4 @@
-"""What workers that share a batch tell each other in a step."""
+"""What workers that share a batch tell each other."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ def mean_over_workers(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= dist.get_world_size()
     return value
+
+
+def sum_over_workers(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all workers, without gradient."""
+    value = value.detach().clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def from_first_worker(value: Any) -> Any:
+    """Return what rank 0 has, on every worker."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def worker_rank() -> int:

@@ -65,12 +65,17 @@ def test_two_workers_train_the_same_model_as_one(
     cluster: Cluster, data: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "two"
-    cluster.run("train.py", "--data.root", str(data), "--out", str(out), "--workers", "2", *TRAIN)
+    two_workers = ["--workers", "2", "--clusters.passes", "2"]
+    cluster.run("train.py", "--data.root", str(data), "--out", str(out), *two_workers, *TRAIN)
     one, two = (load_file(r / "model" / "model.safetensors") for r in (model, out))
     for key in one:
         if key.startswith("head."):
             # Sums over workers are added in another order: float32 rounding over 30 Adam steps.
             assert abs(one[key] - two[key]).max() < 2e-4, key
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    cosines = [e["mean_cosine"] for e in events if e["event"] == "clusters/pass"]
+    assert len(cosines) == 2
+    assert 0 < cosines[0] <= cosines[1] <= 1
 
 
 def test_one_and_two_actors_give_the_same_bytes_as_a_killed_and_resumed_run(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stego_core.errors import ShapeError
-from stego_core.model.objectness import background_weights, measure_objectness
+from stego_core.model.objectness import balance_background, find_objectness
 
 
 def planted(count=2000, seed=0):
@@ -24,7 +24,7 @@ def planted(count=2000, seed=0):
 def test_things_are_told_from_surroundings_with_the_sign_of_the_pull(sign):
     tokens, is_thing = planted()
     pull = is_thing.float() + 2 * torch.randn(2000, generator=torch.Generator().manual_seed(1))
-    found = sign * measure_objectness(tokens, sign * pull)
+    found = sign * find_objectness(tokens, sign * pull)(tokens)
     assert found[is_thing].min() > found[~is_thing].max()
     assert float(found.mean()) == pytest.approx(0, abs=1e-4)
     assert float(found.std()) == pytest.approx(1, abs=1e-3)
@@ -33,21 +33,28 @@ def test_things_are_told_from_surroundings_with_the_sign_of_the_pull(sign):
 def test_the_length_of_tokens_does_not_count():
     tokens, is_thing = planted()
     lengths = torch.rand(2000, 1, generator=torch.Generator().manual_seed(2)) + 0.1
-    found = measure_objectness(tokens * lengths, is_thing.float())
-    torch.testing.assert_close(
-        found, measure_objectness(tokens, is_thing.float()), atol=1e-4, rtol=0
-    )
+    found = find_objectness(tokens, is_thing.float())
+    torch.testing.assert_close(found(tokens * lengths), found(tokens), atol=1e-4, rtol=0)
+
+
+def test_other_tokens_are_measured_as_those_of_the_sample():
+    tokens, is_thing = planted()
+    others, _ = planted(seed=1)
+    found = find_objectness(tokens, is_thing.float())
+    together = found(torch.cat([tokens, others]))
+    assert torch.equal(together[:2000], found(tokens))
+    torch.testing.assert_close(together[2000:], found(others))
 
 
 def test_each_token_needs_a_pull():
     with pytest.raises(ShapeError, match="give"):
-        measure_objectness(torch.zeros(4, 3), torch.zeros(3))
+        find_objectness(torch.zeros(4, 3), torch.zeros(3))
 
 
 @given(seed=st.integers(0, 50), share=st.floats(0.02, 0.6))
 def test_the_background_gets_its_share_of_the_weight(seed, share):
     objectness = torch.from_numpy(np.random.default_rng(seed).normal(size=500))
-    weights = background_weights(objectness, share)
+    weights = balance_background(objectness, share)(objectness)
     reached = float(weights[objectness < 0].sum() / weights.sum())
     before = float((objectness < 0).double().mean())
     assert reached == pytest.approx(min(share, before), abs=0.01)
@@ -57,8 +64,9 @@ def test_the_background_gets_its_share_of_the_weight(seed, share):
 
 
 def test_a_share_of_one_weighs_all_alike():
-    assert torch.equal(background_weights(torch.tensor([-2.0, 0.5, 1.5]), 1.0), torch.ones(3))
+    objectness = torch.tensor([-2.0, 0.5, 1.5])
+    assert torch.equal(balance_background(objectness, 1.0)(objectness), torch.ones(3))
 
 
 def test_where_nothing_stands_out_all_count_alike():
-    assert torch.equal(background_weights(torch.zeros(5), 0.1), torch.ones(5))
+    assert torch.equal(balance_background(torch.zeros(5), 0.1)(torch.zeros(5)), torch.ones(5))

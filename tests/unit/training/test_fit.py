@@ -8,8 +8,9 @@ from factories import FakeFeatures, ring_neighbors, states_equal, train_data, tr
 
 from stego_core.model.head import Head
 from stego_core.model.smoothing import smooth_code
-from stego_core.training.fit import fit, sample_tokens
+from stego_core.training.fit import fit
 from stego_core.training.loop import LocalContext, train
+from stego_core.training.maps import sample_tokens
 from stego_core.training.step import Trainable
 
 DIRECTIONS = np.linalg.qr(np.random.default_rng(3).normal(size=(8, 8)))[0][:3]
