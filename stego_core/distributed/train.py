@@ -202,20 +202,20 @@ class _RayContext:
     """The training loop's view of Ray Train (see `TrainContext`)."""
 
     def __init__(self, run_uri: str, *, starts_uri: str) -> None:
-        self._starts_uri = starts_uri
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        # One worker looks: an upload that a dying worker had begun may end between two looks.
+        self._resume = from_first_worker(find_checkpoint(starts_uri) if self.rank == 0 else None)
         # An object store can't append: there the driver and this process have a file each.
         name = "events.jsonl" if fs.is_local(run_uri) else "events-train.jsonl"
         self._run = RunDirectory(run_uri, job="train", events=name)
 
     def resume_folder(self) -> str | None:
-        """Return the newest whole checkpoint of all starts.
+        """Return the newest checkpoint of all starts that was whole when this worker started.
 
-        Ray Train knows only those that its controller had heard of when a worker died. All workers
-        find the same one: none is written before all of them have taken steps.
+        Ray Train knows only those that its controller had heard of when a worker died.
         """
-        return find_checkpoint(self._starts_uri)
+        return self._resume
 
     def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
         """Hand a checkpoint to Ray Train; redoing a step overwrites its folder."""
@@ -264,13 +264,15 @@ def _worker(config: dict[str, Any]) -> None:
         model = train(job, data, context, device=device, visit=candidates.visitor)
         chosen = candidates.choose(model) if context.rank == 0 else None
         if job.clusters.is_refined:
-            chosen = refined(job, from_first_worker(chosen), data, context, device=device)
-        context.checkpoint(job.train.steps + 1, lambda folder: _save(folder, chosen))
+            chosen = refined(job, _present(from_first_worker(chosen)), data, context, device=device)
+        context.checkpoint(
+            job.train.steps + 1, lambda folder: save_segmenter(folder, *_present(chosen))
+        )
 
 
-def _save(folder: str, chosen: Fitted | None) -> None:
-    assert chosen is not None  # noqa: S101 - only rank 0 saves, and rank 0 chose
-    save_segmenter(folder, *chosen)
+def _present(chosen: Fitted | None) -> Fitted:
+    assert chosen is not None  # noqa: S101 - rank 0 chose; only it saves, and it tells the others
+    return chosen
 
 
 @contextmanager

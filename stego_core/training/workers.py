@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 class _GatherRows(torch.autograd.Function):
@@ -52,8 +54,8 @@ def sum_over_workers(value: Tensor) -> Tensor:
     return value
 
 
-def from_first_worker(value: Any) -> Any:
-    """Return what rank 0 has, on every worker."""
+def from_first_worker(value: _T) -> _T:
+    """Return what rank 0 has, on every worker; the others' values don't count."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
