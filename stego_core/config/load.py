@@ -234,6 +234,12 @@ def _check_options(value: Mapping[str, Any]) -> list[str]:
     if value.get("clusters.over", 1) > 1 and value["clusters.refit"] == "none":
         both = "clusters.over", "clusters.refit"
         lines.append(_clash(value, *both, rule="the trained clusters can't be merged"))
+    if value.get("clusters.passes") and value["clusters.refit"] != "kmeans":
+        both = "clusters.passes", "clusters.refit"
+        lines.append(_clash(value, *both, rule="only clusters of k-means can be passed over"))
+    if value.get("clusters.passes") and value["clusters.boost"] != "none":
+        both = "clusters.passes", "clusters.boost"
+        lines.append(_clash(value, *both, rule="passes would undo the boost"))
     return lines
 
 

@@ -162,17 +162,12 @@ class ClustersConfig(Strict):
     """Codes that k-means is fitted on."""
     passes: NonNegative = 0
     """Iterations of k-means over all codes of all views after those on the sample, shared by the
-    workers. Only with `refit` kmeans and without `boost`."""
+    workers. Only with `refit` = `kmeans` and without `boost`."""
 
     @property
     def total(self) -> int:
         """Return the clusters of the probe: `count` and `extra`."""
         return self.count + self.extra
-
-    @property
-    def is_refined(self) -> bool:
-        """Return whether clusters are refined over all codes after they are fitted."""
-        return self.passes > 0 and self.refit == "kmeans" and self.boost == "none"
 
     @property
     def fitted(self) -> int:

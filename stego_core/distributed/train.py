@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stego_core.config.load import fingerprint, to_dict
@@ -22,6 +21,7 @@ from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.distributed.selection import Candidates, Fitted, refined
 from stego_core.distributed.stream import StreamedFeatures
 from stego_core.distributed.stream_plan import plan_stream
+from stego_core.distributed.train_context import RayContext
 from stego_core.distributed.training_data import (
     local_features,
     stream_settings,
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT_CHECKPOINTS = 2
 _WORKER_FAILURES = 3
+_COLLECTIVE_S = 4 * 3600  # others wait so long while rank 0 fits clusters
 _RESIZE_S = 60.0  # at most so often are workers taken back: all of them start anew
 
 
@@ -122,7 +123,9 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: s
         lease.check()
         before = reached
         try:
-            _trainer(job, run, mined, key=key).fit()
+            retried(lambda: _run_workers(job, run, mined, key=key))
+        except OSError as error:
+            raise ClusterError(f"training failed: {error}") from error
         except ray.train.TrainingFailedError as error:
             cause, reached = _cause(error), find_checkpoint(starts_uri)
             # Spot nodes may be lost more often than that, as long as work is done in between.
@@ -138,6 +141,22 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: s
         if not reached.startswith(fs.join(starts_uri, start, "")):
             fs.delete(fs.join(starts_uri, start))
     return reached
+
+
+def _run_workers(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> None:
+    """Run the workers to the end.
+
+    Raises:
+        OSError: if the store is away when Ray Train's controller starts, which looks at it once.
+    """
+    try:
+        _trainer(job, run, mined, key=key).fit()
+    except ray.exceptions.ActorDiedError as error:
+        kind = "OSError: "
+        lines = [line for line in str(error).splitlines() if line.startswith(kind)]
+        if not lines:
+            raise
+        raise OSError(lines[-1].removeprefix(kind)) from error
 
 
 def _starts_uri(run: RunDirectory, key: str) -> str:
@@ -168,7 +187,7 @@ def _trainer(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> Tor
             "device": actors.device,
             "starts_uri": starts_uri,
         },
-        torch_config=TorchConfig(backend=actors.collectives),
+        torch_config=TorchConfig(backend=actors.collectives, timeout_s=_COLLECTIVE_S),
         scaling_config=ScalingConfig(
             num_workers=(job.min_workers, job.workers) if is_elastic else actors.count,
             elastic_resize_monitor_interval_s=_RESIZE_S,
@@ -198,59 +217,13 @@ def _cause(error: Exception) -> StegoError:
     return ClusterError(f"training failed: {lines[-1] if lines else type(error).__name__}")
 
 
-class _RayContext:
-    """The training loop's view of Ray Train (see `TrainContext`)."""
-
-    def __init__(self, run_uri: str, *, starts_uri: str) -> None:
-        context = ray.train.get_context()
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        # One worker looks: an upload that a dying worker had begun may end between two looks.
-        self._resume = from_first_worker(find_checkpoint(starts_uri) if self.rank == 0 else None)
-        # An object store can't append: there the driver and this process have a file each.
-        name = "events.jsonl" if fs.is_local(run_uri) else "events-train.jsonl"
-        self._run = RunDirectory(run_uri, job="train", events=name)
-
-    def resume_folder(self) -> str | None:
-        """Return the newest checkpoint of all starts that was whole when this worker started.
-
-        Ray Train knows only those that its controller had heard of when a worker died.
-        """
-        return self._resume
-
-    def checkpoint(self, step: int, save: Callable[[str], None]) -> None:
-        """Hand a checkpoint to Ray Train; redoing a step overwrites its folder."""
-        name = f"step-{step:08d}"
-        if self.rank:
-            ray.train.report({"step": step}, checkpoint_dir_name=name)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save(folder)
-            ray.train.report(
-                {"step": step},
-                Checkpoint.from_directory(folder),
-                checkpoint_dir_name=name,
-                checkpoint_upload_fn=None if fs.is_local(self._run.uri) else _upload,
-            )
-
-    def event(self, name: str, **values: Any) -> None:
-        """Append to the run's events, on rank 0 only."""
-        if self.rank == 0:
-            self._run.event(name, **values)
-
-
-def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """Copy a checkpoint as Ray Train does, but wait for a store that is away."""
-    storage = ray.train.get_context().get_storage()
-    return retried(lambda: storage.persist_current_checkpoint(checkpoint, name))
-
-
 def _worker(config: dict[str, Any]) -> None:
     """Train on one worker; ordinary PyTorch apart from the context."""
     job: TrainJob = config["job"]
     mined: Mined = config["mined"]
     # A cluster may be started with more CPUs than the machine has; threads beyond those only spin.
     torch.set_num_threads(min(config["threads"], os.cpu_count() or 1))
-    context = _RayContext(config["run_uri"], starts_uri=config["starts_uri"])
+    context = RayContext(config["run_uri"], starts_uri=config["starts_uri"])
     device = config["device"]
     folder = context.resume_folder()
     if folder is not None and fs.exists(fs.join(folder, "model.json")):
@@ -263,15 +236,16 @@ def _worker(config: dict[str, Any]) -> None:
         candidates = Candidates(config["candidates_uri"], job, data, card, context)
         model = train(job, data, context, device=device, visit=candidates.visitor)
         chosen = candidates.choose(model) if context.rank == 0 else None
-        if job.clusters.is_refined:
-            chosen = refined(job, _present(from_first_worker(chosen)), data, context, device=device)
+        if job.clusters.passes:
+            start = _chosen_by_first(from_first_worker(chosen))
+            chosen = refined(job, start, data, context, device=device)
         context.checkpoint(
-            job.train.steps + 1, lambda folder: save_segmenter(folder, *_present(chosen))
+            job.train.steps + 1, lambda folder: save_segmenter(folder, *_chosen_by_first(chosen))
         )
 
 
-def _present(chosen: Fitted | None) -> Fitted:
-    assert chosen is not None  # noqa: S101 - rank 0 chose; only it saves, and it tells the others
+def _chosen_by_first(chosen: Fitted | None) -> Fitted:
+    assert chosen is not None  # noqa: S101 - only it saves, and it tells the others
     return chosen
 
 

@@ -173,7 +173,7 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})
     model = train(job, data, context, device=study.device, visit=candidates.visitor)
     tensors, card = candidates.choose(model)
-    if job.clusters.is_refined:
+    if job.clusters.passes:
         tensors, card = refined(job, (tensors, card), data, context, device=study.device)
     save_segmenter(trial_uri(study.uri, trial.key, "model"), tensors, card)
     record["criteria"] = judge(tensors, card, data, seed=study.seed)

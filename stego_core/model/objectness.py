@@ -67,10 +67,11 @@ def find_objectness(features_TC: Tensor, pull_T: Tensor) -> Objectness:
         )
     mean, components = principal_scaling(F.normalize(features_TC.float(), dim=1), _COMPONENTS)
     along_T = _first_part(features_TC, mean, components)
-    centre = along_T.mean()
-    scale = along_T.std(correction=0).clamp_min(_SMALLEST_DEVIATION)
+    # In float64: sums of float32 depend on the number of threads.
+    centre = along_T.double().mean().float()
+    scale = along_T.double().std(correction=0).clamp_min(_SMALLEST_DEVIATION).float()
     pull_T = pull_T.float()
-    sign = torch.sign(((along_T - centre) / scale * (pull_T - pull_T.mean())).sum())
+    sign = torch.sign(((along_T - centre) * (pull_T - pull_T.mean())).double().sum())
     return Objectness(mean, components, centre, scale if sign >= 0 else -scale)
 
 

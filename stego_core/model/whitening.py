@@ -42,10 +42,12 @@ class Whitening(nn.Module):
 
     def __init__(self, mean: Tensor, projection: Tensor, detail: Tensor | None = None) -> None:
         super().__init__()
-        for matrix in (projection, projection if detail is None else detail):
+        for name, matrix in (("projection", projection), ("detail", detail)):
+            if matrix is None:
+                continue
             if mean.ndim != 1 or matrix.ndim != 2 or matrix.shape[1] != len(mean):
                 raise ShapeError(
-                    f"mean {tuple(mean.shape)} and projection {tuple(matrix.shape)}: give (C,) "
+                    f"mean {tuple(mean.shape)} and {name} {tuple(matrix.shape)}: give (C,) "
                     "and (D, C)"
                 )
         self.register_buffer("mean", mean)

@@ -109,7 +109,6 @@ class _Remote(Lease):
     def __init__(self, uri: str, beat_s: float) -> None:
         self.uri, self._beat_s = uri, beat_s
         self._record = _owner() | {"id": uuid4().hex, "beat": 0}
-        self._etag: str | None = None
 
     def acquire(self) -> None:
         """Take the lease, after a dead owner's too."""
@@ -122,7 +121,8 @@ class _Remote(Lease):
         for _ in range(_SILENT_BEATS):
             time.sleep(self._beat_s)
             latest = fs.read_if_exists(self.uri)
-            if latest is None:
+            if latest is None:  # its job has just ended
+                found = None
                 break
             if latest != found:
                 raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
@@ -130,51 +130,57 @@ class _Remote(Lease):
             raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
 
     def beat(self, stop: threading.Event) -> None:
-        """Renew the lease until `stop`."""
+        """Renew the lease until `stop`; a beat that does not reach the store is left out."""
         while not stop.wait(self._beat_s):
-            before = self._body()
             self._record["beat"] += 1
             with suppress(OSError):
-                if not self._put(before):
+                if not self._put(None, is_renewal=True):
                     self.is_lost = True
                     return
 
     def _body(self) -> bytes:
         return json.dumps(self._record).encode()
 
-    def _put(self, replaces: bytes | None) -> bool:
-        """Write the record if the lease still is what it was; tell whether it was."""
+    def _put(self, replaces: bytes | None, *, is_renewal: bool = False) -> bool:
+        """Write the record if the lease still is what it was, or ours; tell whether it was."""
         if split(self.uri)[0] in ("s3", "s3a"):
-            return _put_s3(self.uri, self._body(), replaces)
-        if fs.read_if_exists(self.uri) != replaces:
+            return self._put_s3(replaces, is_new=replaces is None and not is_renewal)
+        now = fs.read_if_exists(self.uri)
+        if not self._is_ours(now) and (is_renewal or now != replaces):
             return False
         fs.write_bytes(self.uri, self._body())
         return True
 
+    def _is_ours(self, body: bytes | None) -> bool:
+        """Tell whether this lease wrote a record: which of its beats, a lost answer may hide."""
+        with suppress(ValueError, AttributeError):
+            return body is not None and json.loads(body).get("id") == self._record["id"]
+        return False
 
-def _put_s3(uri: str, body: bytes, replaces: bytes | None) -> bool:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    def _put_s3(self, replaces: bytes | None, *, is_new: bool) -> bool:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, _, key = split(uri)[1].partition("/")
-    client = boto3.client("s3")
-    condition = {"IfNoneMatch": "*"}
-    try:
-        if replaces is not None:
-            now = client.get_object(Bucket=bucket, Key=key)
-            if now["Body"].read() not in (replaces, body):  # ours, if only the answer was lost
-                return False
-            condition = {"IfMatch": now["ETag"]}
-        client.put_object(Bucket=bucket, Key=key, Body=body, **condition)
-    except ClientError as error:
-        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if status in (404, 409, 412):
-            # Nobody's, or taken in this moment; our own put may have been repeated by the client.
-            return fs.read_if_exists(uri) == body
-        if status == 501:  # a store without conditions
-            fs.write_bytes(uri, body)
-            return True
-        raise OSError(str(error)) from error
-    except BotoCoreError as error:
-        raise OSError(str(error)) from error
-    return True
+        bucket, _, key = split(self.uri)[1].partition("/")
+        client = boto3.client("s3")
+        condition = {"IfNoneMatch": "*"}
+        try:
+            if not is_new:
+                found = client.get_object(Bucket=bucket, Key=key)
+                now = found["Body"].read()
+                if not self._is_ours(now) and now != replaces:
+                    return False
+                condition = {"IfMatch": found["ETag"]}
+            client.put_object(Bucket=bucket, Key=key, Body=self._body(), **condition)
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (404, 409, 412):
+                # Nobody's, or taken in this moment; the client may have repeated our own put.
+                return self._is_ours(fs.read_if_exists(self.uri))
+            if status == 501:  # a store without conditions
+                fs.write_bytes(self.uri, self._body())
+                return True
+            raise OSError(str(error)) from error
+        except BotoCoreError as error:
+            raise OSError(str(error)) from error
+        return True

@@ -1,4 +1,4 @@
-"""The linear probe, fitted to its optimum after training: what labels could read from the code.
+"""The linear probe, fitted to its optimum after training: what labels could read from the model.
 
 SGD beside the head ends far from the optimum after a few hundred steps, and then says more about
 the number of steps than about the code. Logistic regression is convex: this has one answer, and

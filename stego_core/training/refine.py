@@ -18,10 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stego_core.config.schema import TrainJob
-from stego_core.model.objectness import balance_background, find_objectness
+from stego_core.model.objectness import (
+    Balance,
+    Objectness,
+    balance_background,
+    find_objectness,
+)
 from stego_core.training.loop import TrainContext, TrainData
 from stego_core.training.maps import pull_of, sample_maps
-from stego_core.training.workers import sum_over_workers
+from stego_core.training.workers import from_first_worker, sum_over_workers
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +63,10 @@ def refine_clusters(
         device: of torch, where workers exchange sums.
 
     Returns:
-        Unit rows, (M, K) float32 on the CPU, the same bits on all workers and for any number of
-        them.
+        Unit rows, (M, K) float32 on the CPU: for the same head and start the same bits on all
+        workers and for any number of them. Clusters that were merged keep what they merge to.
     """
-    weigh = _weights(job, data)
+    weigh = _weights(job, data, context)
     blocks = np.array_split(
         np.arange(len(data.neighbors)), np.arange(_BLOCK, len(data.neighbors), _BLOCK)
     )
@@ -87,9 +92,14 @@ def refine_clusters(
     return clusters_MK
 
 
-def _weights(job: TrainJob, data: TrainData) -> Callable[[Tensor], Tensor]:
-    """Return what weighs tokens: features to (T,), as found on the sample of `fit`."""
+def _weights(job: TrainJob, data: TrainData, context: TrainContext) -> Callable[[Tensor], Tensor]:
+    """Return what weighs tokens: features to (T,), as rank 0 finds it on the sample of `fit`."""
+    found = _find_weights(job, data) if context.rank == 0 else None
+    objectness, balance = from_first_worker(found) or _find_weights(job, data)
+    return lambda features_BChw: balance(objectness(_tokens(features_BChw)))
 
+
+def _find_weights(job: TrainJob, data: TrainData) -> tuple[Objectness, Balance]:
     def read(views: np.ndarray) -> tuple[Tensor, ...]:
         features = data.features.read(views)
         return features, pull_of(data, features, views)
@@ -98,8 +108,7 @@ def _weights(job: TrainJob, data: TrainData) -> Callable[[Tensor], Tensor]:
         data.features, len(data.neighbors), job.clusters.sample, job.seed, read
     )
     objectness = find_objectness(features_TC, pull_T1[:, 0])
-    balance = balance_background(objectness(features_TC), job.clusters.background)
-    return lambda features_BChw: balance(objectness(_tokens(features_BChw)))
+    return objectness, balance_background(objectness(features_TC), job.clusters.background)
 
 
 def _tokens(maps_BChw: Tensor) -> Tensor:

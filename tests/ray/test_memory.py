@@ -73,9 +73,10 @@ def test_a_picture_that_no_memory_is_enough_for_is_set_aside_and_the_others_are_
     (pictures / BOMB).write_bytes(b"no picture")  # in the same company, without its pixels
     calm = row_digests(str(segment(cluster, pictures, model, tmp_path / "calm")))
     Image.new("RGB", (SIDE, SIDE)).save(pictures / BOMB, compress_level=1)
-    # By default Ray leaves a twentieth of the memory; without its monitor the kernel is asked.
-    monitor = {"RAY_memory_monitor_refresh_ms": "100" if who == "ray" else "0"}
-    env = cluster.env | monitor | {"RAY_memory_usage_threshold": "0.9"}
+    # By default Ray leaves a twentieth of the memory, which the picture fills between two looks;
+    # without its monitor the kernel is asked.
+    monitor = {"RAY_memory_monitor_refresh_ms": "50" if who == "ray" else "0"}
+    env = cluster.env | monitor | {"RAY_memory_usage_threshold": "0.8"}
     env.pop("RAY_ADDRESS")
     through = ("unshare", "--mount", "--", "sh", "-c", CAGE, str(cage))
     flags = ["--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -135,3 +136,29 @@ def test_the_lease_of_a_bucket_lets_one_job_in(
         while not lease.is_lost:
             time.sleep(0.1)
     assert store.read(key) == b'{"host": "quicker"}'
+
+
+def test_the_lease_of_a_bucket_outlives_beats_that_do_not_reach_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, key = f"s3://{BUCKET}/away", "away/_owner.json"
+
+    def beat() -> int:
+        count = json.loads(store.read(key))["beat"]
+        assert isinstance(count, int)
+        return count
+
+    with FaultProxy(server_port(store), rate=0) as proxy:
+        settings = store.where | store.credentials | {"AWS_ENDPOINT_URL": proxy.url}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        with hold(uri, beat_s=0.2) as lease:
+            proxy.is_down = True
+            while proxy.faults["down"] < 3:
+                time.sleep(0.05)
+            proxy.is_down = False
+            seen = beat()
+            while beat() < seen + 2:
+                assert not lease.is_lost
+                time.sleep(0.05)

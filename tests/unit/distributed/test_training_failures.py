@@ -88,3 +88,41 @@ def test_a_model_that_ray_never_heard_of_is_taken_over(tmp_path, monkeypatch):
     folder = fit(trainer, tmp_path, monkeypatch)
     assert folder.endswith("start-000/step-00000081")
     assert len(trainer.resumed) == 1
+
+
+class Away(Trainer):
+    """The store is away when Ray's controller looks at it, for the first of the starts."""
+
+    def __init__(self, *steps, says, times):
+        super().__init__(*steps)
+        self._says, self._times = says, times
+
+    def fit(self):
+        if self._times:
+            self._times -= 1
+            error = ray.exceptions.ActorDiedError()
+            error.error_msg = f"The actor died in its creation task\n{self._says}"
+            raise error
+        super().fit()
+
+
+def test_a_store_that_is_away_when_ray_train_starts_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("stego_core.storage.retry._FIRST_WAIT_S", 0.001)
+    says = "OSError: AWS Error NETWORK_CONNECTION during PutObject operation"
+    trainer = Away(80, says=says, times=3)
+    assert fit(trainer, tmp_path, monkeypatch).endswith("step-00000080")
+    assert len(trainer.resumed) == 4
+
+
+def test_a_store_that_refuses_ray_train_ends_the_training(tmp_path, monkeypatch):
+    trainer = Away(80, says="OSError: AWS Error ACCESS_DENIED during PutObject", times=3)
+    with pytest.raises(ClusterError, match="training failed: AWS Error ACCESS_DENIED"):
+        fit(trainer, tmp_path, monkeypatch)
+    assert len(trainer.resumed) == 1
+
+
+def test_a_controller_that_dies_of_something_else_is_not_started_again(tmp_path, monkeypatch):
+    trainer = Away(80, says="ValueError: of our own", times=3)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        fit(trainer, tmp_path, monkeypatch)
+    assert len(trainer.resumed) == 1

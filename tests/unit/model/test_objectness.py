@@ -70,3 +70,17 @@ def test_a_share_of_one_weighs_all_alike():
 
 def test_where_nothing_stands_out_all_count_alike():
     assert torch.equal(balance_background(torch.zeros(5), 0.1)(torch.zeros(5)), torch.ones(5))
+
+
+def test_weights_do_not_depend_on_the_number_of_threads():
+    tokens, is_thing = planted(60_000)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            objectness = find_objectness(tokens, is_thing.float())
+            balance = balance_background(objectness(tokens), 0.1)
+            found.append(balance(objectness(tokens[:1000])))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=1e-6)

@@ -16,6 +16,14 @@ from stego_core.storage.lease import hold
 BEAT_S = 0.05
 
 
+def wait_for(condition):
+    for _ in range(200):
+        if condition():
+            return
+        threading.Event().wait(BEAT_S)
+    raise AssertionError("it did not come about")
+
+
 def test_a_second_job_on_a_local_output_is_refused_and_told_who_holds_it(tmp_path):
     held = f"process {os.getpid()} on"
     with (
@@ -70,10 +78,43 @@ def test_a_job_that_was_taken_over_is_told(store):
     uri = fs.join(store, "_owner.json")
     with hold(store, beat_s=BEAT_S) as lease:
         fs.write_bytes(uri, b'{"id": "another"}')
-        for _ in range(100):
-            if lease.is_lost:
-                break
-            threading.Event().wait(BEAT_S)
+        wait_for(lambda: lease.is_lost)
         with pytest.raises(ClusterError, match="another job took this output over"):
             lease.check()
     assert fs.read_bytes(uri) == b'{"id": "another"}'
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["request lost", "answer lost"])
+def test_beats_that_fail_do_not_lose_the_lease(store, monkeypatch, is_written):
+    uri = fs.join(store, "_owner.json")
+    write, failures = fs.write_bytes, []
+    with hold(store, beat_s=BEAT_S) as lease:
+
+        def fail(*args):
+            if is_written:
+                write(*args)
+            failures.append(args)
+            raise OSError("the store is away")
+
+        monkeypatch.setattr(fs, "write_bytes", fail)
+        wait_for(lambda: len(failures) >= 3)
+        monkeypatch.setattr(fs, "write_bytes", write)
+        seen = json.loads(fs.read_bytes(uri))["beat"]
+        wait_for(lambda: json.loads(fs.read_bytes(uri))["beat"] > seen + 1)
+        lease.check()
+
+
+def test_a_lease_that_somebody_removed_is_lost(store):
+    with hold(store, beat_s=BEAT_S) as lease:
+        fs.delete(fs.join(store, "_owner.json"))
+        wait_for(lambda: lease.is_lost)
+
+
+def test_a_job_that_ends_while_another_waits_for_it_makes_room(store):
+    uri = fs.join(store, "_owner.json")
+    fs.write_bytes(uri, b'{"id": "another", "host": "there", "pid": 1}')
+    ending = threading.Timer(2 * BEAT_S, lambda: fs.delete(uri))
+    ending.start()
+    with hold(store, beat_s=BEAT_S) as lease:
+        lease.check()
+    ending.join()

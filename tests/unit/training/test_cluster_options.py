@@ -79,6 +79,14 @@ def test_merging_what_sgd_trained_is_refused():
         load_job(TrainJob, argv, prog="x")
 
 
+@pytest.mark.parametrize(
+    "argv", [["--clusters.refit", "modularity"], ["--clusters.boost", "primaps"]]
+)
+def test_passes_go_with_clusters_of_kmeans_alone(argv):
+    with pytest.raises(ConfigError, match=r"clusters\.passes"):
+        load_job(TrainJob, ["--clusters.passes", "2", *argv], prog="x")
+
+
 @pytest.mark.parametrize("extra", [0, 2])
 def test_the_number_of_clusters_is_chosen_and_told(extra, caplog):
     maps, _ = field(30, count=4)

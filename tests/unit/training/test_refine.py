@@ -94,6 +94,10 @@ def test_clusters_of_a_poor_sample_end_at_the_planted_directions():
 def test_a_cluster_without_tokens_and_codes_without_length_stay_out():
     maps = field(6)
     maps[0] = 0
+    context, without = LocalContext(), LocalContext()
+    refined(maps, passes=1, background=1.0, context=context)
+    refined(maps[1:], passes=1, background=1.0, context=without)
+    assert context.events[-1]["mean_cosine"] == without.events[-1]["mean_cosine"]
     away = torch.cat([START, -10 * all_tokens(maps).mean(0, keepdim=True)])
     found = refined(maps, passes=1, start=away, background=1.0)
     assert torch.isfinite(found).all()
@@ -135,17 +139,3 @@ def test_a_worker_reads_its_own_share_once_in_each_pass():
     refine_clusters(job, START, lambda maps: maps, data, context, device="cpu")
     shares = [list(read) for read in data.features.reads if len(read) > 1]
     assert shares[-2:] == [list(range(32, 64))] * 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"passes": 2}, True),
-        ({}, False),
-        ({"passes": 2, "refit": "modularity"}, False),
-        ({"passes": 2, "refit": "none"}, False),
-        ({"passes": 2, "boost": "primaps"}, False),
-    ],
-)
-def test_only_clusters_of_k_means_are_refined(settings, expected):
-    assert train_job(clusters=settings).clusters.is_refined is expected
