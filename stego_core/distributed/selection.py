@@ -107,7 +107,7 @@ class Candidates:
             fs.join(self._uri, f"step-{step:08d}"), tensors, card | {"criteria": criteria}
         )
 
-    def choose(self, model: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:
+    def choose(self, model: Trainable) -> Fitted:
         """Return tensors and card of the best candidate, of equals the one with fewer steps.
 
         Args:
@@ -130,6 +130,6 @@ class Candidates:
     def _names(self) -> list[str]:
         return sorted(name for name in fs.list_names(self._uri) if name.startswith("step-"))
 
-    def _fitted(self, step: int, model: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _fitted(self, step: int, model: Trainable) -> Fitted:
         card = self._card | {"training": self._card["training"] | {"steps": step}}
         return fit(self._job, model, self._data), card

@@ -124,7 +124,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: s
         before = reached
         try:
             retried(lambda: _run_workers(job, run, mined, key=key))
-        except OSError as error:
+        except _StoreAwayError as error:
             raise ClusterError(f"training failed: {error}") from error
         except ray.train.TrainingFailedError as error:
             cause, reached = _cause(error), find_checkpoint(starts_uri)
@@ -143,11 +143,15 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: s
     return reached
 
 
+class _StoreAwayError(OSError):
+    """Ray Train's controller, which looks at the store once when it starts, could not."""
+
+
 def _run_workers(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> None:
     """Run the workers to the end.
 
     Raises:
-        OSError: if the store is away when Ray Train's controller starts, which looks at it once.
+        _StoreAwayError: if the workers were not started for it.
     """
     try:
         _trainer(job, run, mined, key=key).fit()
@@ -156,7 +160,7 @@ def _run_workers(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) ->
         lines = [line for line in str(error).splitlines() if line.startswith(kind)]
         if not lines:
             raise
-        raise OSError(lines[-1].removeprefix(kind)) from error
+        raise _StoreAwayError(lines[-1].removeprefix(kind)) from error
 
 
 def _starts_uri(run: RunDirectory, key: str) -> str:
@@ -235,18 +239,15 @@ def _worker(config: dict[str, Any]) -> None:
         card = trained_card(job, mined, views, data)
         candidates = Candidates(config["candidates_uri"], job, data, card, context)
         model = train(job, data, context, device=device, visit=candidates.visitor)
-        chosen = candidates.choose(model) if context.rank == 0 else None
+
+        def save(folder: str) -> None:  # on rank 0, which fits while the others wait
+            save_segmenter(folder, *(passed or candidates.choose(model)))
+
+        passed: Fitted | None = None
         if job.clusters.passes:
-            start = _chosen_by_first(from_first_worker(chosen))
-            chosen = refined(job, start, data, context, device=device)
-        context.checkpoint(
-            job.train.steps + 1, lambda folder: save_segmenter(folder, *_chosen_by_first(chosen))
-        )
-
-
-def _chosen_by_first(chosen: Fitted | None) -> Fitted:
-    assert chosen is not None  # noqa: S101 - only it saves, and it tells the others
-    return chosen
+            start = from_first_worker(lambda: candidates.choose(model))
+            passed = refined(job, start, data, context, device=device)
+        context.checkpoint(job.train.steps + 1, save)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class RayContext:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         # One worker looks: an upload that a dying worker had begun may end between two looks.
-        self._resume = from_first_worker(find_checkpoint(starts_uri) if self.rank == 0 else None)
+        self._resume = from_first_worker(lambda: find_checkpoint(starts_uri))
         # An object store can't append: there the driver and this process have a file each.
         name = "events.jsonl" if fs.is_local(run_uri) else "events-train.jsonl"
         self._run = RunDirectory(run_uri, job="train", events=name)

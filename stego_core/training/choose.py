@@ -45,7 +45,7 @@ def with_cluster_count(job: TrainJob, data: TrainData, context: TrainContext) ->
     """
     if job.clusters.count:
         return job
-    count = from_first_worker(_decide(job, data, context) if context.rank == 0 else 0)
+    count = from_first_worker(lambda: _decide(job, data, context))
     return dataclasses.replace(job, clusters=dataclasses.replace(job.clusters, count=count))
 
 

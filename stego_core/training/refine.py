@@ -66,7 +66,7 @@ def refine_clusters(
         Unit rows, (M, K) float32 on the CPU: for the same head and start the same bits on all
         workers and for any number of them. Clusters that were merged keep what they merge to.
     """
-    weigh = _weights(job, data, context)
+    weigh = _weights(job, data)
     blocks = np.array_split(
         np.arange(len(data.neighbors)), np.arange(_BLOCK, len(data.neighbors), _BLOCK)
     )
@@ -92,10 +92,9 @@ def refine_clusters(
     return clusters_MK
 
 
-def _weights(job: TrainJob, data: TrainData, context: TrainContext) -> Callable[[Tensor], Tensor]:
+def _weights(job: TrainJob, data: TrainData) -> Callable[[Tensor], Tensor]:
     """Return what weighs tokens: features to (T,), as rank 0 finds it on the sample of `fit`."""
-    found = _find_weights(job, data) if context.rank == 0 else None
-    objectness, balance = from_first_worker(found) or _find_weights(job, data)
+    objectness, balance = from_first_worker(lambda: _find_weights(job, data))
     return lambda features_BChw: balance(objectness(_tokens(features_BChw)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -54,13 +55,14 @@ def sum_over_workers(value: Tensor) -> Tensor:
     return value
 
 
-def from_first_worker(value: _T) -> _T:
-    """Return what rank 0 has, on every worker; the others' values don't count."""
+def from_first_worker(find: Callable[[], _T]) -> _T:
+    """Return on every worker what rank 0 finds; the others do not look."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = [value]
+        return find()
+    box: list[Any] = [find() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    found: _T = box[0]
+    return found
 
 
 def worker_rank() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -126,3 +127,15 @@ def test_a_controller_that_dies_of_something_else_is_not_started_again(tmp_path,
     with pytest.raises(ray.exceptions.ActorDiedError):
         fit(trainer, tmp_path, monkeypatch)
     assert len(trainer.resumed) == 1
+
+
+def test_a_full_disk_keeps_its_name(tmp_path, monkeypatch):
+    """`run_job` tells what to do about it, and that it is no failure of the cluster."""
+
+    class Full(Trainer):
+        def fit(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fit(Full(80), tmp_path, monkeypatch)
+    assert caught.value.errno == errno.ENOSPC
