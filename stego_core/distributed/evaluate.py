@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from math import isnan
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import ImageProblem, InputError
 from stego_core.inference.crf import require_crf
+from stego_core.metrics.images import image_scores
 from stego_core.metrics.scores import Scores, score_classes, score_clusters, scored_classes
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
@@ -92,7 +93,7 @@ def _checked(job: EvaluateJob, run: RunDirectory) -> tuple[Dataset, Sequence[fs.
 
 
 def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
-    """Score `job.model` on a labelled split; write `metrics.json` and `metrics/metrics.parquet`.
+    """Score `job.model` on a labelled split; write `metrics.json` and `metrics/`.
 
     Raises:
         InputError: if there are no images, no labels, or no pixel to score.
@@ -108,8 +109,23 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
         manifest = write_manifest(
             run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
         )
-        totals, counts = _count(job, run, folder, dataset, manifest, lease)
-        _report(job, run, dataset, totals, counts)
+        counted = _count(job, run, folder, dataset, manifest, lease)
+        _report(job, run, dataset, counted)
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What was counted over a split.
+
+    Attributes:
+        totals: confusion matrix of each head, oriented [true, pred].
+        images: cells of the clusters' confusion in each image with labels, by URI.
+        unlabelled: images that could be decoded and have no usable label file.
+    """
+
+    totals: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    unlabelled: int = 0
 
 
 def _count(
@@ -119,12 +135,10 @@ def _count(
     dataset: Dataset,
     manifest: Manifest,
     lease: Lease,
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Return the confusion matrix of each head, and how many images had labels or none."""
+) -> _Counted:
     card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
     patch = find_backbone(card["backbone"]["name"]).patch_size
-    totals: dict[str, np.ndarray] = {}
-    scored = usable = 0
+    found = _Counted()
     done: set[int] = set()
     run.status("running", stage="evaluate")
     with connect(debug=job.debug):
@@ -158,13 +172,18 @@ def _count(
         for receipt in receipts:
             lease.check()
             for head, counts in receipt["confusion"].items():
-                totals[head] = totals.get(head, 0) + np.array(counts, np.int64)
-            scored += receipt["scored"]
-            usable += receipt["statuses"].get(ImageProblem.OK, 0)
+                found.totals[head] = found.totals.get(head, 0) + np.array(counts, np.int64)
+            # Arrays, not the lists of the receipt: a split may have a hundred thousand images.
+            found.images |= {
+                uri: np.array(cells, np.int64).reshape(-1, 3)
+                for uri, cells in receipt["images"].items()
+            }
+            found.unlabelled += receipt["statuses"].get(ImageProblem.OK, 0)
+            found.unlabelled -= len(receipt["images"])
             done.add(receipt["unit"])
             progress.add(receipt["statuses"])
         progress.finish()
-    return totals, {"scored": scored, "unlabelled": usable - scored}
+    return found
 
 
 def _prepare(job: EvaluateJob, patch: int) -> Prepare:
@@ -180,9 +199,9 @@ def _report(
     job: EvaluateJob,
     run: RunDirectory,
     dataset: Dataset,
-    totals: dict[str, np.ndarray],
-    counts: dict[str, int],
+    counted: _Counted,
 ) -> None:
+    totals = counted.totals
     if not totals:
         raise InputError(f"none of the images in {dataset.images_uri} has a usable label file")
     classes = scored_classes(job.data, totals[CLUSTER])
@@ -205,14 +224,16 @@ def _report(
             flat |= {f"{name}.miou": scores.miou, f"{name}.accuracy": scores.accuracy}
             rows += _rows(job, head, matching, scores)
         _write_confusion(run, head, confusion[classes], classes)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), buffer, compression="zstd")
-    fs.write_bytes(run.path("metrics", "metrics.parquet"), buffer.getvalue())
+        if head == CLUSTER:
+            matched = scored["hungarian"].matching
+            images = image_scores(counted.images, classes=classes, matching=matched)
+            _write_table(run, "images", images)
+    _write_table(run, "metrics", pa.Table.from_pylist(rows, _SCHEMA))
     run.write_json(
         "metrics.json", {key: round(value, 4) for key, value in flat.items() if not isnan(value)}
     )
-    run.write_json("protocol.json", _protocol(job, classes, counts, dataset))
-    run.count(**counts)
+    run.write_json("protocol.json", _protocol(job, classes, counted, dataset))
+    run.count(scored=len(counted.images), unlabelled=counted.unlabelled)
     for head in totals:
         miou, accuracy = flat[f"{head}.miou"], flat[f"{head}.accuracy"]
         logger.info("%s: mIoU %.2f %%, accuracy %.2f %%", head, miou, accuracy)
@@ -249,18 +270,22 @@ def _write_confusion(
             "pixels": confusion[true, predicted],
         }
     )
+    _write_table(run, f"confusion-{head}", table)
+
+
+def _write_table(run: RunDirectory, name: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    fs.write_bytes(run.path("metrics", f"confusion-{head}.parquet"), buffer.getvalue())
+    fs.write_bytes(run.path("metrics", f"{name}.parquet"), buffer.getvalue())
 
 
 def _protocol(
-    job: EvaluateJob, classes: list[int], counts: dict[str, int], dataset: Dataset
+    job: EvaluateJob, classes: list[int], counted: _Counted, dataset: Dataset
 ) -> dict[str, Any]:
     """Return what has to be said next to the numbers."""
     return {
-        "images": counts["scored"],
-        "images_without_labels": counts["unlabelled"],
+        "images": len(counted.images),
+        "images_without_labels": counted.unlabelled,
         "images_uri": dataset.images_uri,
         "classes": classes,
         "matching": "one global Hungarian matching over the whole split",

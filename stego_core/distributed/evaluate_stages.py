@@ -20,6 +20,7 @@ from stego_core.inference.crf import refine, upsampled_log_probs
 from stego_core.inference.encode import encode_images
 from stego_core.inference.predict import upsampled_argmax
 from stego_core.metrics.confusion import confusion_matrix
+from stego_core.metrics.images import count_pairs
 from stego_core.model.segmenter import (
     BASELINE,
     CLASSIFIERS,
@@ -69,33 +70,32 @@ class EvaluateWorker:
         self._heads += list(self._segmenter.classifiers)
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
-        """Return the unit's receipt: statuses and the confusion matrix of each head."""
+        """Return the unit's receipt: statuses, confusion of each head, cluster cells of images."""
         groups = pixel_groups(table, self._job.predict.batch)
         counted = map_threads(lambda group: self._count_group(table, *group), groups, self._threads)
         confusion: dict[str, np.ndarray] = {}
         for counts, _ in counted:
             for head, one in counts.items():
                 confusion[head] = confusion.get(head, 0) + one
-        scored = sum(count for _, count in counted)
         statuses = table["status"].value_counts().to_pylist()
         record = {
             "unit": unit,
             "statuses": {entry["values"]: entry["counts"] for entry in statuses},
-            "scored": scored,
+            "images": {uri: cells for _, images in counted for uri, cells in images.items()},
             "confusion": {head: counts.tolist() for head, counts in confusion.items()},
         }
         return pa.table({"receipt": [json.dumps(record)]})
 
     def _count_group(
         self, table: pa.Table, rows: list[int], pixels: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Return the confusion of each head over a batch, and how many images had labels."""
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[list[int]]]]:
+        """Return the confusion of each head over a batch, and `count_pairs` of each image."""
         batch = torch.from_numpy(pixels).to(self._device)
         features, code = encode_images(
             self._segmenter, batch, self._job.predict, flip=self._job.flip
         )
         confusion: dict[str, np.ndarray] = {}
-        scored = 0
+        images: dict[str, list[list[int]]] = {}
         for index, row in enumerate(rows):
             data = table["label"][row].as_py()
             decoded = None if data is None else decode_label(data, self._job.limits)
@@ -105,14 +105,15 @@ class EvaluateWorker:
             if self._job.compat.centre_crop:
                 square = centre_square(Box(0, 0, *decoded.shape))
                 labels = resize_labels(labels, *pixels.shape[1:3], box=square)
-            scored += 1
             for head in self._heads:
                 one = slice(index, index + 1)
                 maps = self._segmenter.seen_by(head, features[one], code[one])
                 predicted = self._label_map(head, maps, pixels[index], labels.shape)
                 counts = self._count(labels, predicted, head)
                 confusion[head] = confusion.get(head, 0) + counts
-        return confusion, scored
+                if head == CLUSTER:
+                    images[table["image_uri"][row].as_py()] = count_pairs(counts).tolist()
+        return confusion, images
 
     def _label_map(
         self, head: str, maps_1Chw: Tensor, pixels: np.ndarray, shape: tuple[int, ...]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from stego_core.storage import fs
 from stego_core.storage.parquet import plain_table, refuse_extensions
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
-from stego_core.viz.report import ReportFacts, ReportImage, write_report
+from stego_core.viz.numbers import percent
+from stego_core.viz.report import Failure, ReportFacts, ReportImage, write_report
 
 logger = logging.getLogger(__name__)
 _MAX_SIDE = 640  # the report shows thumbnails: nothing larger is kept
+_FAILURES = 24  # the worst images of an evaluation that the report shows
 _CURVES = ("loss/total", "loss/self", "loss/knn", "loss/random", "loss/cluster")
 
 
@@ -49,7 +52,7 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
     source = RunDirectory(job.masks, job="report")
     index = write_report(
         run.uri,
-        _images(parts, job),
+        _images(parts, job, _failures(job)),
         _facts(job, source),
         names,
         cluster_colors(len(names)),
@@ -65,8 +68,29 @@ def _cluster_table(part_uri: str) -> list[dict[str, str]]:
     return list(json.loads(metadata[b"stego.clusters"]))
 
 
-def _images(parts: list[str], job: ReportJob) -> Iterator[ReportImage]:
-    """Yield images spread evenly over all that were segmented, decoding one at a time."""
+def _failures(job: ReportJob) -> dict[str, Failure]:
+    """Return the worst images of an evaluation by URI; none where there was no evaluation."""
+    uri = fs.join(job.metrics, "metrics", "images.parquet") if job.metrics else None
+    data = None if uri is None else fs.read_if_exists(uri)
+    if data is None:
+        return {}
+    rows = plain_table(data, name=str(uri)).slice(0, _FAILURES).to_pylist()
+    return {row["image_uri"]: Failure(row["accuracy"], _error(row)) for row in rows}
+
+
+def _error(row: dict[str, Any]) -> str:
+    if row["wrong_pixels"] is None:
+        return ""
+    matched = row["predicted_class"]
+    there = "no class" if matched is None else f"class {matched}"
+    share = percent(row["wrong_pixels"] / row["pixels"])
+    return f"class {row['true_class']} as cluster {row['predicted']} ({there}), {share}"
+
+
+def _images(
+    parts: list[str], job: ReportJob, failures: Mapping[str, Failure]
+) -> Iterator[ReportImage]:
+    """Yield the failures and images spread evenly over all, decoding one at a time."""
     total = 0
     for part in parts:
         filesystem, path = fs.open_uri(part)
@@ -81,8 +105,10 @@ def _images(parts: list[str], job: ReportJob) -> Iterator[ReportImage]:
                 for row in pa.Table.from_batches([batch]).to_pylist():
                     if row["status"] != ImageProblem.OK:
                         continue
-                    if seen % every == 0 and (image := _image(row)) is not None:
-                        yield image
+                    failure = failures.get(row["image_uri"])
+                    is_shown = seen % every == 0 or failure is not None
+                    if is_shown and (image := _image(row)) is not None:
+                        yield replace(image, failure=failure)
                     seen += 1
 
 

@@ -44,6 +44,19 @@ _OWN_FILE = re.compile(r"\d{6,}-(image|overlay)\.jpg|\d{6,}-mask\.png|cluster-\d
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that was scored, and badly.
+
+    Args:
+        accuracy: percent of its scored pixels that are right.
+        error: its largest group of wrong pixels, as text; empty if nothing is wrong.
+    """
+
+    accuracy: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReportImage:
     """One image of the report.
 
@@ -52,12 +65,14 @@ class ReportImage:
         pixels: uint8 RGB, (H, W, 3), H W pixels.
         labels: cluster ids, integers (h, w); may be smaller than the image.
         shares: cluster id → share of the image's pixels, [0, 1].
+        failure: shown among the failures, if there is one.
     """
 
     name: str
     pixels: np.ndarray
     labels: np.ndarray
     shares: dict[int, float]
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,7 @@ class _Entry:
     width: int  # of the thumbnail, pixels
     height: int
     legend: list[_LegendRow]  # largest share first
+    failure: Failure | None
 
     @property
     def stem(self) -> str:
@@ -210,6 +226,7 @@ def write_report(
     page = template.render(
         facts=facts,
         entries=entries,
+        failures=_worst_first(entries),
         clusters=clusters,
         overall=clusters.overall(len(entries)),
         unused=clusters.unused(),
@@ -226,6 +243,11 @@ def write_report(
     # A file name that is no valid UTF-8 holds lone surrogates, which can't be encoded.
     fs.write_bytes(index_uri, page.encode("utf-8", "backslashreplace"))
     return index_uri
+
+
+def _worst_first(entries: Sequence[_Entry]) -> list[_Entry]:
+    failed = [(entry.failure.accuracy, entry.order, entry) for entry in entries if entry.failure]
+    return [entry for _, _, entry in sorted(failed, key=lambda each: each[:2])]
 
 
 def _load_template() -> jinja2.Template:
@@ -253,7 +275,7 @@ def _write_image(images_uri: str, order: int, image: ReportImage, clusters: _Clu
     pixels = fit_pixels(image.pixels, _THUMB_BOX)
     height, width = pixels.shape[:2]
     labels = resize_labels(image.labels, height, width)
-    entry = _Entry(order, image.name, width, height, clusters.legend(image))
+    entry = _Entry(order, image.name, width, height, clusters.legend(image), image.failure)
     files = {
         "image.jpg": encode_jpeg(pixels),
         "overlay.jpg": encode_jpeg(overlay(pixels, labels, clusters.colors)),

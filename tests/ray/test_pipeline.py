@@ -146,6 +146,10 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
     pixels = pq.read_table(out / "metrics" / "confusion-cluster.parquet")["pixels"]
     sizes = [Image.open(path).size for path in (data / "labels" / "val").iterdir()]
     assert sum(pixels.to_pylist()) == sum(width * height for width, height in sizes)
+    images = pq.read_table(out / "metrics" / "images.parquet").to_pylist()
+    right = sum(row["accuracy"] * row["pixels"] for row in images)
+    assert sum(row["pixels"] for row in images) == sum(pixels.to_pylist())
+    assert right / sum(pixels.to_pylist()) == pytest.approx(metrics["cluster.accuracy"], abs=1e-3)
     cluster.run(
         "evaluate.py",
         *common,

@@ -65,6 +65,7 @@ def test_the_report_of_a_bucket_shows_its_masks_curves_and_metrics(store: Store)
     assert {f"out/report/{name}" for name in shown} <= set(store.keys())
     assert "loss/total" in page
     assert "cluster.miou" in page
+    assert 'id="failures"' in page
 
 
 @pytest.mark.usefixtures("said")

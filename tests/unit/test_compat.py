@@ -311,6 +311,7 @@ def test_centre_crop_scores_the_centre_square_at_the_resolution_of_prediction(tm
         h, w = pixels[on].shape[1:3]
         table = pa.table(
             {
+                "image_uri": ["a.png"],
                 "status": ["ok"],
                 "pixels": pa.array([pixels[on].tobytes()], pa.large_binary()),
                 "pixel_height": [h],

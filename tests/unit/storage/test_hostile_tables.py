@@ -23,7 +23,7 @@ from stego_core.storage.feature_store import read_views
 from stego_core.storage.manifest import SCHEMA as MANIFEST
 from stego_core.storage.manifest import read_manifest
 from stego_core.storage.parquet import plain_table, refuse_extensions
-from stego_core.viz.build import _images, _quarantine
+from stego_core.viz.build import _failures, _images, _quarantine
 
 NAMES = [
     "arrow.py_extension_type",
@@ -83,7 +83,7 @@ def test_no_reader_of_tables_runs_what_is_in_their_metadata(name, tmp_path):
         lambda: read_table(str(folder), key="k"),
         lambda: read_manifest(str(tmp_path / "manifest.parquet")).read(),
         lambda: read_views(str(tmp_path), 1),
-        lambda: list(_images([str(tmp_path / "masks.parquet")], ReportJob())),
+        lambda: list(_images([str(tmp_path / "masks.parquet")], ReportJob(), {})),
     ]
     for read in reads:
         with pytest.raises(SchemaError, match="extension types") as caught:
@@ -101,6 +101,16 @@ def test_the_quarantine_of_a_stranger_is_refused_too(tmp_path):
     pq.write_table(table, tmp_path / "quarantine.parquet")
     with pytest.raises(SchemaError, match="extension types"):
         _quarantine(RunDirectory(str(tmp_path), job="x"))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_scores_of_a_stranger_are_refused_too(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    schema = pa.schema([("image_uri", pa.string()), ("accuracy", pa.float64())])
+    table = hostile(schema, tmp_path / "marker", NAMES[0], {})
+    pq.write_table(table, tmp_path / "metrics" / "images.parquet")
+    with pytest.raises(SchemaError, match="extension types"):
+        _failures(ReportJob(metrics=str(tmp_path)))
     assert not (tmp_path / "marker").exists()
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import html
 import math
+import re
 import shutil
 import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from PIL import Image
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.viz.curve import scale_curve
-from stego_core.viz.report import ReportFacts, ReportImage
+from stego_core.viz.report import Failure, ReportFacts, ReportImage
 from stego_core.viz.report import write_report as write_to_uri
 
 NAMES = ["sky", "grass", "water", "rock"]
@@ -360,3 +363,21 @@ def test_a_browser_shows_the_images_from_disk_under_the_policy(tmp_path: Path):
     is_tinted = (np.abs(pixels - (0.45 * green[0, 0] + 0.55 * COLORS[0])) < 8).all(axis=2)
     assert is_green.sum() > 40_000  # the photograph of 200 × 300 and its montage crop
     assert is_tinted.sum() > 40_000  # the overlay
+
+
+def test_failures_are_shown_worst_first_and_lead_to_their_images(tmp_path: Path):
+    told = [None, Failure(40.0, HOSTILE), Failure(12.34, "class 3 as cluster 1 (no class)")]
+    images = [replace(image(f"{n}.jpg", n), failure=one) for n, one in enumerate(told)]
+    index = write_report(tmp_path, images, facts(), NAMES, COLORS)
+    section = index.read_text("utf-8").split('<section id="failures">')[1].split("</section>")[0]
+    assert re.findall(r'href="#(image-\d)"', section) == ["image-3", "image-2"]
+    assert section.index("12.3 %") < section.index("40.0 %")
+    assert "class 3 as cluster 1 (no class)" in section
+    assert HOSTILE not in section
+    assert HOSTILE in html.unescape(section)
+    assert Page(index).texts.count(HOSTILE) == 2  # there and beside its image
+
+
+def test_a_report_without_scored_images_has_no_section_of_failures(tmp_path: Path):
+    index = write_report(tmp_path, [image()], facts(), NAMES, COLORS)
+    assert "failures" not in index.read_text("utf-8").split("</style>")[1]
