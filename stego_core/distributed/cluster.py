@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,13 +227,44 @@ def node_cpus() -> list[float]:
     return [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
+def spare_cpus(cpus: float) -> float:
+    """Return what actors leave of a node to reading and writing: a tenth, at least one CPU."""
+    return min(cpus, max(1.0, cpus / 10))
+
+
+def largest_share(nodes: Sequence[float], count: int) -> float:
+    """Return the most CPUs that each of `count` actors may take, 0 where there is no room.
+
+    All find a place whatever order they are placed in: an actor without one would be waited for.
+    And wherever they are placed, some node has a whole CPU left, because together they take no more
+    than all nodes can spare: a task that finds none on any node would be waited for, too.
+
+    Args:
+        nodes: CPUs of each node, 0 or at least 1.
+        count: of the actors.
+
+    Example:
+        >>> largest_share([8, 8], 3)
+        3.5
+    """
+    rooms = [cpus - spare_cpus(cpus) for cpus in nodes]
+
+    def places(size: float) -> int:
+        return sum(math.floor(room / size + 1e-9) for room in rooms)
+
+    sizes = sorted({room / n for room in {*rooms} if room > 0 for n in range(1, count + 1)})
+    # The smaller the size, the more places.
+    found = bisect.bisect_right(sizes, -count, key=lambda size: -places(size))
+    return sizes[found - 1] if found else 0.0
+
+
 def plan_actors(count: int, *, at_least: int | None = None) -> ActorPlan:
     """Return what each of `count` actors takes of the cluster.
 
     Where `at_least` says so, there may be fewer: one for each GPU.
 
-    On GPUs each actor has one. On CPUs the actors share all but a tenth (at least one CPU), which
-    stays free for reading and writing: without it no task could ever start (ray#44687).
+    On GPUs each actor has one. On CPUs the actors share all but a tenth (at least one CPU) of each
+    node, which stays free for reading and writing: without it no task could ever start (ray#44687).
 
     Raises:
         ClusterError: if the cluster has fewer GPUs or CPUs than that.
@@ -246,9 +278,8 @@ def plan_actors(count: int, *, at_least: int | None = None) -> ActorPlan:
         return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
     if cpus < 1:
         raise ClusterError("the cluster has no CPU to work on")
-    largest = max(node_cpus())
-    share = min((cpus - max(1.0, cpus / 10)) / count, largest - 0.5)
+    nodes = node_cpus()
     # A hundredth less than a whole CPU, so that Ray does not fuse reading into the actors.
-    num_cpus = max(0.0, math.floor(share * 100 - 1) / 100)
-    threads = max(1, math.floor(min(cpus / count, largest)))
+    num_cpus = max(0.0, math.floor(largest_share(nodes, count) * 100 - 1) / 100)
+    threads = max(1, math.floor(min(cpus / count, max(nodes))))
     return ActorPlan(count, num_cpus=num_cpus, num_gpus=0, threads=threads)

@@ -6,13 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stego_core.distributed.cluster import ActorPlan, node_cpus, plan_actors, total
+from stego_core.distributed.cluster import (
+    ActorPlan,
+    largest_share,
+    node_cpus,
+    plan_actors,
+    spare_cpus,
+    total,
+)
 
 # A worker has more than half of its GPU, so that no two are on one (NCCL refuses that), and the
 # backbone the rest: the step of head and loss leaves a GPU idle most of the time.
 _WORKER_GPU, _BACKBONE_GPU = 0.51, 0.49
 _WORKER_CPU = 0.1  # of a worker's share, which its own steps need
-_SPARE_CPU = 0.5  # of each node, for what Ray and the worker have there
 _BATCHES_AHEAD = 2  # for each thread of an actor: one in work, one ready
 _LEAST_AHEAD = 64  # views for each actor, so that a GPU has work
 _BATCH = 8  # views of one forward pass
@@ -69,22 +75,19 @@ def split(workers: ActorPlan, *, nodes: Sequence[float], gpus: float) -> StreamP
         backbone = ActorPlan(count, num_cpus=0, num_gpus=_BACKBONE_GPU, threads=1)
         worker = replace(workers, num_gpus=_WORKER_GPU)
     else:
-        free = max(1.0, cpus / 10) / workers.count
-        share = max(0.0, cpus - free * workers.count) / workers.count * (1 - _WORKER_CPU)
+        spare = sum(map(spare_cpus, nodes))
+        free = spare / workers.count
+        share = (cpus - spare) / workers.count * (1 - _WORKER_CPU)
         count = 1
-        while not _fit(nodes, size=share / count, count=workers.count * count):
+        while share / count > largest_share(nodes, workers.count * count):
             count += 1
         threads = max(1, math.floor(cpus / (workers.count * count)))
         backbone = ActorPlan(count, num_cpus=_floor(share / count), num_gpus=0, threads=threads)
         worker = replace(workers, num_cpus=0)  # where it is matters, not what it reserves
     tasks = max(1, math.floor(free))
-    return StreamPlan(worker, backbone, fetch_tasks=tasks, fetch_cpus=_floor(free / tasks))
-
-
-def _fit(nodes: Sequence[float], *, size: float, count: int) -> bool:
-    if size < 1:  # small ones find a place, or there is hardly anything to share
-        return True
-    return sum(max(0, math.floor((node - _SPARE_CPU) / size)) for node in nodes) >= count
+    # No more than the CPU that some node has left.
+    fetch_cpus = _floor(min(1.0, free / tasks))
+    return StreamPlan(worker, backbone, fetch_tasks=tasks, fetch_cpus=fetch_cpus)
 
 
 def _floor(cpus: float) -> float:

@@ -83,7 +83,7 @@ def test_a_training_gives_up_a_worker_with_its_node_and_takes_one_back(
     flags = ["--workers", "2", "--min-workers", "1", "--train.steps", "30000"]
     flags += ["--train.checkpoint-every", "100"]
     job = [sys.executable, str(ROOT / "jobs" / "train.py"), "--data.root", str(data)]
-    nodes = LocalCluster(nodes=2, num_cpus=2)
+    nodes = LocalCluster(nodes=2, num_cpus=3)  # room for one worker each
     try:
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(

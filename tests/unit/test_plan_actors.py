@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import ray
 
 from stego_core.config.schema import TrainJob
 from stego_core.distributed import train
-from stego_core.distributed.cluster import plan_actors
+from stego_core.distributed.cluster import largest_share, plan_actors
 from stego_core.distributed.stream_plan import plan_stream
 from stego_core.errors import ClusterError
 
@@ -39,6 +40,50 @@ def test_a_plan_without_gpus_runs_on_cpus_and_talks_by_gloo(
     plan = plan_actors(2)
     assert (plan.num_gpus, plan.device, plan.collectives) == (0, "cpu", "gloo")
     assert 2 * plan.num_cpus <= 16 - 1.6
+
+
+def first_fit(nodes: list[float], size: float, count: int, generator: random.Random) -> list[float]:
+    """Place actors on nodes drawn among those with room; return what is left of each node."""
+    left = list(nodes)
+    for _ in range(count):
+        node = generator.choice([n for n, free in enumerate(left) if free >= size])
+        left[node] -= size
+    return left
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_wherever_actors_are_placed_each_has_a_place_and_a_task_still_finds_a_cpu(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = random.Random(seed)
+    sizes = generator.choice([[1, 2], [2], [4, 8], [1, 2, 3, 7, 16, 64]])
+    nodes = [float(generator.choice([0, *sizes])) for _ in range(generator.randint(0, 6))]
+    nodes.append(float(generator.choice(sizes)))
+    alive = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in nodes]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(nodes)})
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    count = generator.randint(1, 9)
+    plan = plan_actors(count)
+    assert plan.threads >= 1
+    for _ in range(20):
+        assert max(first_fit(nodes, plan.num_cpus, count, generator)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "share"),
+    [
+        ([2.0], 1, 1.0),
+        ([16.0], 2, 7.2),
+        ([2.0] * 4, 4, 1.0),  # one a node, each with a CPU for reading beside it
+        ([8.0, 8.0], 3, 3.5),  # two on one node
+        ([8.0, 2.0], 2, 3.5),  # rather two on the larger node
+        ([1.0, 1.0], 2, 0.0),
+    ],
+)
+def test_actors_take_all_that_leaves_each_a_place_and_each_node_a_tenth_or_a_cpu(
+    nodes: list[float], count: int, share: float
+) -> None:
+    assert largest_share(nodes, count) == pytest.approx(share)
 
 
 class Planned(Exception):
