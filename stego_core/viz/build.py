@@ -22,6 +22,7 @@ from stego_core.storage import fs
 from stego_core.storage.parquet import plain_table, refuse_extensions
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
+from stego_core.viz.confusion import read_confusion
 from stego_core.viz.numbers import percent
 from stego_core.viz.report import Failure, ReportFacts, ReportImage, write_report
 
@@ -161,6 +162,7 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
         curves=_curves(events),
         query=query_line(job.masks),
         calibration=_calibration(events),
+        confusion=read_confusion(job.metrics) if job.metrics else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Charts of a study as SVG files of their own: sensitivity curves and the interaction heat map.
+"""Charts as SVG files of their own: a study's curves and interactions, and what others are made of.
 
 Names and values come from settings and are escaped; a chart holds no script and loads nothing.
 """
@@ -15,7 +15,7 @@ from stego_core.metrics.study import Curve
 _PANEL_W, _PANEL_H, _COLUMNS = 250, 170, 3
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 26, 26
 _CELL, _MARGIN = 54, 150
-_INK, _MUTED, _LINE, _BLUE = "#1b2028", "#5c6675", "#dfe3e9", "#2456b8"
+INK, MUTED, _LINE, _BLUE = "#1b2028", "#5c6675", "#dfe3e9", "#2456b8"
 _FONT = 'font-family="system-ui, sans-serif"'
 
 
@@ -32,14 +32,14 @@ def curves_svg(curves: Sequence[Curve], target: str) -> str:
     low, high = _scale(curves)
     rows = -(-len(curves) // _COLUMNS)
     width, height = _COLUMNS * _PANEL_W, max(rows, 1) * _PANEL_H + 22
-    parts = [_text(8, 15, f"{target}: mean and standard deviation over seeds", size=13)]
+    parts = [text(8, 15, f"{target}: mean and standard deviation over seeds", size=13)]
     if not curves:
-        parts.append(_text(8, 60, "no trials were made one at a time", color=_MUTED))
+        parts.append(text(8, 60, "no trials were made one at a time", color=MUTED))
     for number, curve in enumerate(curves):
         x = number % _COLUMNS * _PANEL_W
         y = number // _COLUMNS * _PANEL_H + 22
         parts.append(f'<g transform="translate({x},{y})">{_panel(curve, low, high)}</g>')
-    return _svg(width, height, parts)
+    return svg(width, height, parts)
 
 
 def heat_map_svg(shares: Mapping[str, float], pairs: Mapping[tuple[str, str], float]) -> str:
@@ -54,15 +54,18 @@ def heat_map_svg(shares: Mapping[str, float], pairs: Mapping[tuple[str, str], fl
     parts = []
     for row, first in enumerate(paths):
         y = _MARGIN + row * _CELL
-        parts.append(_text(_MARGIN - 6, y + _CELL / 2 + 4, first, anchor="end"))
+        parts.append(text(_MARGIN - 6, y + _CELL / 2 + 4, first, anchor="end"))
         middle = y + _CELL / 2
         turn = f'transform="translate({middle + 4},{_MARGIN - 6}) rotate(-60)"'
-        parts.append(f"<g {turn}>{_text(0, 0, first)}</g>")
+        parts.append(f"<g {turn}>{text(0, 0, first)}</g>")
         for column, second in enumerate(paths):
             known = pairs.get((first, second), pairs.get((second, first), math.nan))
             value = shares[first] if row == column else known
-            parts.append(_cell(_MARGIN + column * _CELL, y, value, is_own=row == column))
-    return _svg(side + 60, side + 8, parts)
+            share = 0.0 if math.isnan(value) else value
+            label = "–" if math.isnan(value) else f"{100 * min(max(share, 0.0), 1.0):.0f} %"
+            x, size = _MARGIN + column * _CELL, _CELL - 2
+            parts.append(heat_cell(x, y, share, label, size=size, is_own=row == column))
+    return svg(side + 60, side + 8, parts)
 
 
 def _panel(curve: Curve, low: float, high: float) -> str:
@@ -73,16 +76,16 @@ def _panel(curve: Curve, low: float, high: float) -> str:
         x = _LEFT + inner_w * (0.06 + 0.88 * (index / steps if len(curve.values) > 1 else 0.5))
         return x, _TOP + inner_h * (high - value) / (high - low)
 
-    parts = [_text(_LEFT, _TOP - 9, curve.path, size=12)]
+    parts = [text(_LEFT, _TOP - 9, curve.path, size=12)]
     for value in (low, (low + high) / 2, high):
         _, y = place(0, value)
         parts.append(f'<path d="M{_LEFT} {y:.1f}h{inner_w}" stroke="{_LINE}"/>')
-        parts.append(_text(_LEFT - 6, y + 4, f"{value:.3g}", anchor="end", color=_MUTED, size=10))
+        parts.append(text(_LEFT - 6, y + 4, f"{value:.3g}", anchor="end", color=MUTED, size=10))
     points = []
     for index, (mean, deviation) in enumerate(zip(curve.means, curve.deviations, strict=True)):
         x, _ = place(index, low)
         label = _shown(curve.values[index])
-        parts.append(_text(x, _PANEL_H - 9, label, anchor="middle", color=_MUTED, size=10))
+        parts.append(text(x, _PANEL_H - 9, label, anchor="middle", color=MUTED, size=10))
         if math.isnan(mean):
             continue
         spread = 0.0 if math.isnan(deviation) else deviation
@@ -100,18 +103,32 @@ def _panel(curve: Curve, low: float, high: float) -> str:
     return "".join([*parts[:1], line, *parts[1:]])
 
 
-def _cell(x: float, y: float, value: float, *, is_own: bool) -> str:
-    share = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
-    # White to blue by the square root: small shares are what has to be told apart.
-    tint = math.sqrt(share)
+def heat_cell(
+    x: float, y: float, share: float, label: str, *, size: float, is_own: bool = False
+) -> str:
+    """Return a square of a matrix, from white to blue, with its label.
+
+    Args:
+        x: left edge.
+        y: upper edge.
+        share: [0, 1]; others are cut to it.
+        label: written into it.
+        size: of its side.
+        is_own: has a dark edge, as on the diagonal.
+    """
+    # By the square root: small shares are what has to be told apart.
+    tint = math.sqrt(min(max(share, 0.0), 1.0))
     color = "#" + "".join(f"{round(255 - tint * (255 - end)):02x}" for end in (36, 86, 184))
-    ink = "#fff" if tint > 0.55 else _INK
-    stroke = _INK if is_own else _LINE
-    label = "–" if math.isnan(value) else f"{100 * share:.0f} %"
-    size = _CELL - 2
+    stroke = INK if is_own else _LINE
     return (
         f'<rect x="{x}" y="{y}" width="{size}" height="{size}" fill="{color}" stroke="{stroke}"/>'
-        + _text(x + size / 2, y + size / 2 + 4, label, anchor="middle", color=ink)
+        + text(
+            x + size / 2,
+            y + size / 2 + 4,
+            label,
+            anchor="middle",
+            color="#fff" if tint > 0.55 else INK,
+        )
     )
 
 
@@ -129,20 +146,22 @@ def _scale(curves: Sequence[Curve]) -> tuple[float, float]:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 14 else text[:13] + "…"
+    words = f"{value:g}" if isinstance(value, float) else str(value)
+    return words if len(words) <= 14 else words[:13] + "…"
 
 
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", color: str = _INK, size: int = 11
+def text(
+    x: float, y: float, words: str, *, anchor: str = "start", color: str = INK, size: int = 11
 ) -> str:
+    """Return words as an element of a chart; they are escaped."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
-        f'fill="{color}">{html.escape(text)}</text>'
+        f'fill="{color}">{html.escape(words)}</text>'
     )
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, parts: Sequence[str]) -> str:
+    """Return a chart of these elements."""
     # A background of its own: the file may be shown on a dark page.
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '

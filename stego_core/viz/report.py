@@ -18,6 +18,7 @@ from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import color_hex
 from stego_core.storage import fs
 from stego_core.viz.calibration import CalibrationFacts, correspondences_svg
+from stego_core.viz.confusion import ConfusionFacts, confusion_svg
 from stego_core.viz.curve import CURVE_SIZE, scale_curve
 from stego_core.viz.numbers import number, percent
 from stego_core.viz.overlay import (
@@ -86,6 +87,7 @@ class ReportFacts:
         quarantine: images that could not be used, (name, reason, detail).
         curves: name → (step, value) pairs, for example of `loss/total`; may be empty.
         calibration: the training's record of it, if there is one.
+        confusion: of the clusters, where they were scored.
         query: a DuckDB line that reads the masks; not shown if empty.
     """
 
@@ -96,6 +98,7 @@ class ReportFacts:
     curves: dict[str, list[tuple[int, float]]]
     query: str
     calibration: CalibrationFacts | None = None
+    confusion: ConfusionFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +239,7 @@ def write_report(
         calibration_svg=None
         if facts.calibration is None
         else correspondences_svg(facts.calibration),
+        confusion_chart=None if facts.confusion is None else confusion_svg(facts.confusion),
         crop_side=_CROP_SIDE,
         max_quarantine_rows=_MAX_QUARANTINE_ROWS,
     )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from stego_core.errors import ConfigError, ShapeError
 from stego_core.masks.palette import cluster_colors, color_hex
+from stego_core.viz.confusion import ConfusionFacts
 from stego_core.viz.curve import scale_curve
 from stego_core.viz.report import Failure, ReportFacts, ReportImage
 from stego_core.viz.report import write_report as write_to_uri
@@ -381,3 +382,13 @@ def test_failures_are_shown_worst_first_and_lead_to_their_images(tmp_path: Path)
 def test_a_report_without_scored_images_has_no_section_of_failures(tmp_path: Path):
     index = write_report(tmp_path, [image()], facts(), NAMES, COLORS)
     assert "failures" not in index.read_text("utf-8").split("</style>")[1]
+
+
+def test_a_confusion_is_drawn_and_without_one_there_is_no_section(tmp_path: Path):
+    confusion = ConfusionFacts(["sky", HOSTILE], [50.0, 25.0], np.eye(2, 3))
+    index = write_report(tmp_path / "a", [image()], facts(confusion=confusion), NAMES, COLORS)
+    section = index.read_text("utf-8").split('<section id="confusion">')[1].split("</section>")[0]
+    assert "<svg" in section
+    assert "<script>" not in section
+    plain = write_report(tmp_path / "b", [image()], facts(), NAMES, COLORS)
+    assert 'id="confusion"' not in plain.read_text("utf-8")
