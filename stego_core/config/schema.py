@@ -191,7 +191,7 @@ class ReportJob(_Job):
     metrics: str | None = None
     """Output of evaluate.py, where there are labels."""
     images: Positive = 60
-    """Images shown, spread evenly over all."""
+    """Images shown, spread evenly over all; those of `metrics` that were worst come on top."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

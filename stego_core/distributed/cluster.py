@@ -232,6 +232,11 @@ def spare_cpus(cpus: float) -> float:
     return min(cpus, max(1.0, cpus / 10))
 
 
+def places(nodes: Sequence[float], size: float) -> int:
+    """Return how many actors of a size, above 0, the nodes have room for beside `spare_cpus`."""
+    return sum(math.floor((cpus - spare_cpus(cpus)) / size + 1e-9) for cpus in nodes)
+
+
 def largest_share(nodes: Sequence[float], count: int) -> float:
     """Return the most CPUs that each of `count` actors may take, 0 where there is no room.
 
@@ -247,14 +252,10 @@ def largest_share(nodes: Sequence[float], count: int) -> float:
         >>> largest_share([8, 8], 3)
         3.5
     """
-    rooms = [cpus - spare_cpus(cpus) for cpus in nodes]
-
-    def places(size: float) -> int:
-        return sum(math.floor(room / size + 1e-9) for room in rooms)
-
-    sizes = sorted({room / n for room in {*rooms} if room > 0 for n in range(1, count + 1)})
+    rooms = {cpus - spare_cpus(cpus) for cpus in nodes} - {0.0}
+    sizes = sorted({room / n for room in rooms for n in range(1, count + 1)})
     # The smaller the size, the more places.
-    found = bisect.bisect_right(sizes, -count, key=lambda size: -places(size))
+    found = bisect.bisect_right(sizes, -count, key=lambda size: -places(nodes, size))
     return sizes[found - 1] if found else 0.0
 
 
@@ -270,16 +271,19 @@ def plan_actors(count: int, *, at_least: int | None = None) -> ActorPlan:
         ClusterError: if the cluster has fewer GPUs or CPUs than that.
     """
     gpus, cpus = total("GPU"), total("CPU")
+    if cpus < 1:
+        raise ClusterError("the cluster has no CPU to work on")
     if gpus:
         if at_least is not None and at_least <= gpus < count:
             count = math.floor(gpus)
         if count > gpus:
             raise ClusterError(f"{count} actors want a GPU each; the cluster has {gpus:g}")
         return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
-    if cpus < 1:
-        raise ClusterError("the cluster has no CPU to work on")
     nodes = node_cpus()
+    share = largest_share(nodes, count)
     # A hundredth less than a whole CPU, so that Ray does not fuse reading into the actors.
-    num_cpus = max(0.0, math.floor(largest_share(nodes, count) * 100 - 1) / 100)
-    threads = max(1, math.floor(min(cpus / count, max(nodes))))
+    num_cpus = max(0.0, math.floor(share * 100 - 1) / 100)
+    # Of the node that gives its actors most, as many as may be there together.
+    each = max(node / max(1, places([node], share)) if share else node for node in nodes)
+    threads = max(1, math.floor(min(cpus / count, each)))
     return ActorPlan(count, num_cpus=num_cpus, num_gpus=0, threads=threads)

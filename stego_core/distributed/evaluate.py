@@ -195,30 +195,15 @@ def _prepare(job: EvaluateJob, patch: int) -> Prepare:
     return WholeImage(resolution=resolution, patch=patch, nearest=nearest)
 
 
-def _report(
-    job: EvaluateJob,
-    run: RunDirectory,
-    dataset: Dataset,
-    counted: _Counted,
-) -> None:
-    totals = counted.totals
+def _report(job: EvaluateJob, run: RunDirectory, dataset: Dataset, counted: _Counted) -> None:
+    totals, dropped = counted.totals, job.compat.dropped_extra_clusters
     if not totals:
         raise InputError(f"none of the images in {dataset.images_uri} has a usable label file")
     classes = scored_classes(job.data, totals[CLUSTER])
     flat: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for head, confusion in totals.items():
-        scored: dict[str, Scores] = {}
-        if head in CLASSIFIERS:
-            scored["identity"] = score_classes(confusion, classes=classes)
-        else:
-            for how in _MATCHINGS:
-                scored[how] = score_clusters(
-                    confusion,
-                    classes=classes,
-                    matching=how,
-                    dropped_extra=job.compat.dropped_extra_clusters,
-                )
+        scored = _scored(head, confusion, classes, dropped_extra=dropped)
         for matching, scores in scored.items():
             name = head if matching != "many_to_one" else f"{head}.many_to_one"
             flat |= {f"{name}.miou": scores.miou, f"{name}.accuracy": scores.accuracy}
@@ -226,7 +211,9 @@ def _report(
         _write_confusion(run, head, confusion[classes], classes)
         if head == CLUSTER:
             matched = scored["hungarian"].matching
-            images = image_scores(counted.images, classes=classes, matching=matched)
+            images = image_scores(
+                counted.images, classes=classes, matching=matched, dropped_extra=dropped
+            )
             _write_table(run, "images", images)
     _write_table(run, "metrics", pa.Table.from_pylist(rows, _SCHEMA))
     run.write_json(
@@ -237,6 +224,18 @@ def _report(
     for head in totals:
         miou, accuracy = flat[f"{head}.miou"], flat[f"{head}.accuracy"]
         logger.info("%s: mIoU %.2f %%, accuracy %.2f %%", head, miou, accuracy)
+
+
+def _scored(
+    head: str, confusion: np.ndarray, classes: list[int], *, dropped_extra: bool
+) -> dict[str, Scores]:
+    """Return the scores of a head by the way its clusters are matched."""
+    if head in CLASSIFIERS:
+        return {"identity": score_classes(confusion, classes=classes)}
+    return {
+        how: score_clusters(confusion, classes=classes, matching=how, dropped_extra=dropped_extra)
+        for how in _MATCHINGS
+    }
 
 
 def _rows(job: EvaluateJob, head: str, matching: str, scores: Scores) -> list[dict[str, Any]]:

@@ -132,7 +132,9 @@ class _Searchers:
         ]
         actors = plan_actors(job.workers, at_least=job.min_workers)
         cpus = math.floor(ray.cluster_resources().get("CPU", 1))
-        self._resources = {"num_gpus": 1} if actors.num_gpus else {"num_cpus": 1}
+        # Half of the CPU that each computes on: when nodes are lost, the others have room.
+        spread = {"num_cpus": 0.5, "scheduling_strategy": "SPREAD"}
+        self._resources: dict[str, Any] = {"num_gpus": 1} if actors.num_gpus else spread
         self._count = actors.count if actors.num_gpus else max(1, cpus)
         self._device = actors.device
         self._trained = self._train() if plan.method != "exact" else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from stego_core.distributed.cluster import (
     ActorPlan,
-    largest_share,
     node_cpus,
+    places,
     plan_actors,
     spare_cpus,
     total,
@@ -60,8 +60,7 @@ def split(workers: ActorPlan, *, nodes: Sequence[float], gpus: float) -> StreamP
     """Split what workers would have alone, and all that is idle, between them and a backbone.
 
     On GPUs there is a backbone actor for each GPU, and all CPUs read. On CPUs the actors share
-    what reading leaves, in pieces that fit on the nodes whatever order they are placed in: an actor
-    without a place would be waited for.
+    what reading leaves, in pieces that fit on the nodes (see `largest_share`).
 
     Args:
         workers: as without a stream. They keep their threads, and so the order of their sums.
@@ -79,9 +78,9 @@ def split(workers: ActorPlan, *, nodes: Sequence[float], gpus: float) -> StreamP
         free = spare / workers.count
         share = (cpus - spare) / workers.count * (1 - _WORKER_CPU)
         count = 1
-        while share / count > largest_share(nodes, workers.count * count):
+        while share and places(nodes, share / count) < workers.count * count:
             count += 1
-        threads = max(1, math.floor(cpus / (workers.count * count)))
+        threads = max(1, math.floor(min(cpus / (workers.count * count), max(nodes))))
         backbone = ActorPlan(count, num_cpus=_floor(share / count), num_gpus=0, threads=threads)
         worker = replace(workers, num_cpus=0)  # where it is matters, not what it reserves
     tasks = max(1, math.floor(free))

@@ -197,8 +197,8 @@ def _trainer(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> Tor
             elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=bool(actors.num_gpus),
             resources_per_worker=resources,
-            # Workers that stream reserve little, and would all be put on one node.
-            placement_strategy="PACK" if stream is None else "SPREAD",
+            # What reserves little, beside a stream or on small nodes, would be put on one node.
+            placement_strategy="PACK" if actors.num_gpus and stream is None else "SPREAD",
         ),
         run_config=RunConfig(
             name=start,

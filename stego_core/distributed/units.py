@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from stego_core.distributed.cluster import ActorPlan
+from stego_core.distributed.cluster import ActorPlan, plan_actors
 from stego_core.distributed.deaths import start_ledger
 from stego_core.distributed.packed import (
     UnitError,
@@ -127,7 +127,7 @@ def run_units(
             return
         done = 0
         try:
-            for receipt in _stream(units, ledger, fetch, work, finish, actors):
+            for receipt in _stream(units, ledger, fetch, work, finish, _planned(actors, attempt)):
                 done += 1
                 yield receipt
         except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
@@ -136,6 +136,16 @@ def run_units(
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
             logger.warning("Ray failed after %d units; going on with the rest", done)
             time.sleep(min(2**attempt, 30))
+
+
+def _planned(actors: ActorPlan, attempt: int) -> ActorPlan:
+    """Return the plan of the first attempt, later one that fits the nodes that are left."""
+    if attempt == 1 or actors.num_gpus:
+        return actors
+    try:
+        return replace(actors, num_cpus=plan_actors(actors.count).num_cpus)
+    except ClusterError:
+        return actors  # all nodes are gone, and may come back
 
 
 def last_line(error: BaseException) -> str:

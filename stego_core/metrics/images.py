@@ -39,7 +39,11 @@ def count_pairs(confusion: np.ndarray) -> np.ndarray:
 
 
 def image_scores(
-    pairs: Mapping[str, np.ndarray], *, classes: Sequence[int], matching: Mapping[int, int]
+    pairs: Mapping[str, np.ndarray],
+    *,
+    classes: Sequence[int],
+    matching: Mapping[int, int],
+    dropped_extra: bool = False,
 ) -> pa.Table:
     """Return accuracy and largest error of each image, the worst image first.
 
@@ -49,6 +53,7 @@ def image_scores(
         pairs: of `count_pairs`, by URI of the image.
         classes: that are scored; other pixels don't count.
         matching: class of each matched cluster.
+        dropped_extra: as in `score_clusters`.
 
     Returns:
         A row for each image with scored pixels: `image_uri`, `pixels` (scored), `accuracy`
@@ -58,6 +63,8 @@ def image_scores(
     rows = []
     for uri, cells in pairs.items():
         scored = cells[np.isin(cells[:, 0], list(classes))]
+        if dropped_extra:
+            scored = scored[scored[:, 1] < len(classes)]
         pixels = int(scored[:, 2].sum())
         if not pixels:
             continue

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stego_core.config.schema import ImageLimits, ReportJob
-from stego_core.errors import ImageProblem, InputError
+from stego_core.errors import ImageProblem, InputError, SchemaError
 from stego_core.images.decode import ImageFailure, decode_image
 from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_table, refuse_extensions
+from stego_core.storage.parquet import plain_rows, plain_table, refuse_extensions
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
 from stego_core.viz.confusion import read_confusion
@@ -70,22 +70,34 @@ def _cluster_table(part_uri: str) -> list[dict[str, str]]:
 
 
 def _failures(job: ReportJob) -> dict[str, Failure]:
-    """Return the worst images of an evaluation by URI; none where there was no evaluation."""
-    uri = fs.join(job.metrics, "metrics", "images.parquet") if job.metrics else None
-    data = None if uri is None else fs.read_if_exists(uri)
-    if data is None:
+    """Return the worst images of an evaluation by URI; none where there was no evaluation.
+
+    Raises:
+        SchemaError: if its files can't be read.
+    """
+    if job.metrics is None:
         return {}
-    rows = plain_table(data, name=str(uri)).slice(0, _FAILURES).to_pylist()
-    return {row["image_uri"]: Failure(row["accuracy"], _error(row)) for row in rows}
+    uri = fs.join(job.metrics, "metrics", "images.parquet")
+    rows = plain_rows(uri)[:_FAILURES]
+    try:
+        told = RunDirectory(job.metrics, job="report").read_json("protocol.json") or {}
+        names = dict(zip(told.get("classes", []), told.get("class_names", []), strict=False))
+        return {
+            row["image_uri"]: Failure(float(row["accuracy"]), _error(row, names))
+            for row in rows
+            if row["wrong_pixels"]
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise SchemaError(f"{uri} is no table of image scores: {error!r}") from error
 
 
-def _error(row: dict[str, Any]) -> str:
-    if row["wrong_pixels"] is None:
-        return ""
-    matched = row["predicted_class"]
-    there = "no class" if matched is None else f"class {matched}"
+def _error(row: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    true, there = row["true_class"], row["predicted_class"]
     share = percent(row["wrong_pixels"] / row["pixels"])
-    return f"class {row['true_class']} as cluster {row['predicted']} ({there}), {share}"
+    place = f"cluster {row['predicted']}, which has no class"
+    if there is not None:
+        place = f"{names.get(there, f'class {there}')} (cluster {row['predicted']})"
+    return f"{names.get(true, f'class {true}')} as {place}, {share}"
 
 
 def _images(
@@ -98,7 +110,7 @@ def _images(
         refuse_extensions(path, filesystem, name=part)
         total += pq.read_metadata(path, filesystem=filesystem).num_rows
     every = max(1, -(-total // job.images))
-    seen = 0
+    seen = found = 0
     for part in parts:
         filesystem, path = fs.open_uri(part)
         with pq.ParquetFile(path, filesystem=filesystem) as file:
@@ -106,11 +118,13 @@ def _images(
                 for row in pa.Table.from_batches([batch]).to_pylist():
                     if row["status"] != ImageProblem.OK:
                         continue
-                    failure = failures.get(row["image_uri"])
-                    is_shown = seen % every == 0 or failure is not None
-                    if is_shown and (image := _image(row)) is not None:
-                        yield replace(image, failure=failure)
+                    failure, is_sampled = failures.get(row["image_uri"]), seen % every == 0
+                    found += failure is not None
+                    if (is_sampled or failure) and (image := _image(row)) is not None:
+                        yield replace(image, failure=failure, is_sampled=is_sampled)
                     seen += 1
+    if failures and not found:
+        logger.info("none of the worst images of %s is among these masks", job.metrics)
 
 
 def _image(row: dict[str, Any]) -> ReportImage | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stego_core.metrics.study import Curve
+if TYPE_CHECKING:  # reports of masks do without torch
+    from stego_core.metrics.study import Curve
 
 _PANEL_W, _PANEL_H, _COLUMNS = 250, 170, 3
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 26, 26

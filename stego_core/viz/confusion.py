@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from stego_core.errors import SchemaError
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_table
+from stego_core.storage.parquet import plain_rows
 from stego_core.viz.charts import INK, MUTED, heat_cell, svg, text
 
 _MOST = 60  # classes; with more nothing can be read
@@ -42,10 +41,13 @@ def read_confusion(metrics_uri: str) -> ConfusionFacts | None:
     """Return the confusion of the clusters in an evaluation's output; None if it isn't there.
 
     Raises:
-        SchemaError: if a table has columns of extension types, or the files don't fit together.
+        SchemaError: if a table can't be read, or the files don't fit together.
     """
     protocol = fs.read_if_exists(fs.join(metrics_uri, "protocol.json"))
-    scores, pixels = (_rows(metrics_uri, name) for name in ("metrics", "confusion-cluster"))
+    names = ("metrics", "confusion-cluster")
+    scores, pixels = (
+        plain_rows(fs.join(metrics_uri, "metrics", f"{name}.parquet")) for name in names
+    )
     if protocol is None or not scores or not pixels:
         return None
     try:
@@ -61,7 +63,7 @@ def read_confusion(metrics_uri: str) -> ConfusionFacts | None:
         counts = np.zeros((len(classes), len(classes) + 1))
         for cell in pixels:
             place = column.get(cell["predicted"], len(classes))
-            counts[classes.index(cell["true_class"]), place] += cell["pixels"]
+            counts[classes.index(cell["true_class"]), place] += int(cell["pixels"])
         iou = [
             float("nan" if rows[one]["value"] is None else rows[one]["value"]) for one in classes
         ]
@@ -71,12 +73,6 @@ def read_confusion(metrics_uri: str) -> ConfusionFacts | None:
         return None
     totals = counts.sum(1, keepdims=True)
     return ConfusionFacts(called, iou, counts / np.maximum(totals, 1))
-
-
-def _rows(metrics_uri: str, name: str) -> list[dict[str, Any]]:
-    uri = fs.join(metrics_uri, "metrics", f"{name}.parquet")
-    data = fs.read_if_exists(uri)
-    return [] if data is None else plain_table(data, name=uri).to_pylist()
 
 
 def confusion_svg(facts: ConfusionFacts) -> str:

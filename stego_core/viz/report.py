@@ -50,7 +50,7 @@ class Failure:
 
     Args:
         accuracy: percent of its scored pixels that are right.
-        error: its largest group of wrong pixels, as text; empty if nothing is wrong.
+        error: its largest group of wrong pixels, as text.
     """
 
     accuracy: float
@@ -67,6 +67,7 @@ class ReportImage:
         labels: cluster ids, integers (h, w); may be smaller than the image.
         shares: cluster id → share of the image's pixels, [0, 1].
         failure: shown among the failures, if there is one.
+        is_sampled: part of the even sample that clusters are described by.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ReportImage:
     labels: np.ndarray
     shares: dict[int, float]
     failure: Failure | None = None
+    is_sampled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +220,13 @@ def write_report(
     for name in fs.list_names(images_uri):
         if _OWN_FILE.fullmatch(name):
             fs.delete(fs.join(images_uri, name))
-    entries = []
+    entries, num_sampled = [], 0
     for order, image in enumerate(images, start=1):
         entry = _write_image(images_uri, order, image, clusters)
-        clusters.add(image, entry)
         entries.append(entry)
+        if image.is_sampled:
+            clusters.add(image, entry)
+            num_sampled += 1
     for cluster, crops in clusters.crops.items():
         for rank, crop in enumerate(crops):
             fs.write_bytes(fs.join(images_uri, f"cluster-{cluster:05d}-{rank}.jpg"), crop.jpeg)
@@ -231,7 +235,8 @@ def write_report(
         entries=entries,
         failures=_worst_first(entries),
         clusters=clusters,
-        overall=clusters.overall(len(entries)),
+        num_sampled=num_sampled,
+        overall=clusters.overall(num_sampled),
         unused=clusters.unused(),
         no_cluster=color_hex(NO_CLUSTER_COLOR),
         curves=[scale_curve(name, points) for name, points in facts.curves.items()],

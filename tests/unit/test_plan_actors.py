@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import ray
 
 from stego_core.config.schema import TrainJob
-from stego_core.distributed import train
-from stego_core.distributed.cluster import largest_share, plan_actors
+from stego_core.distributed import train, units
+from stego_core.distributed.cluster import ActorPlan, largest_share, plan_actors
 from stego_core.distributed.stream_plan import plan_stream
 from stego_core.errors import ClusterError
 
@@ -69,6 +70,48 @@ def test_wherever_actors_are_placed_each_has_a_place_and_a_task_still_finds_a_cp
         assert max(first_fit(nodes, plan.num_cpus, count, generator)) >= 1
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_the_share_is_the_largest_of_those_that_have_places_for_all(seed: int) -> None:
+    generator = random.Random(seed)
+    nodes = [generator.choice([0, 1, 2, 3, 8, 9, 16, 64]) for _ in range(generator.randint(1, 7))]
+    count = generator.randint(1, 12)
+    rooms = [Fraction(cpus) - min(cpus, max(1, Fraction(cpus, 10))) for cpus in nodes]
+    fitting = [
+        room / parts
+        for room in rooms
+        for parts in range(1, count + 1)
+        if room and sum(other // (room / parts) for other in rooms) >= count
+    ]
+    assert largest_share([float(cpus) for cpus in nodes], count) == pytest.approx(
+        float(max(fitting, default=0))
+    )
+
+
+def test_actors_that_share_a_node_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [64.0] + [2.0] * 32
+    alive = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in nodes]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(nodes)})
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    assert plan_actors(2).threads == 32
+
+
+def test_a_later_attempt_fits_the_nodes_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, CPU=2)
+    planned = ActorPlan(2, num_cpus=0.99, num_gpus=0, threads=2)  # for two such nodes
+    assert units._planned(planned, 1) == planned
+    assert units._planned(planned, 2) == replace(planned, num_cpus=0.49)
+    give(monkeypatch, CPU=0)
+    assert units._planned(planned, 2) == planned
+    on_gpus = ActorPlan(2, num_cpus=0, num_gpus=1, threads=1)
+    assert units._planned(on_gpus, 2) == on_gpus
+
+
+def test_a_cluster_without_a_cpu_is_refused_even_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, CPU=0, GPU=2)
+    with pytest.raises(ClusterError, match="no CPU"):
+        plan_actors(1)
+
+
 @pytest.mark.parametrize(
     ("nodes", "count", "share"),
     [
@@ -118,6 +161,7 @@ def test_training_hands_the_plans_backend_and_gpus_to_ray(
     assert trainer.seen["torch_config"].backend == backend
     scaling = trainer.seen["scaling_config"]
     assert (scaling.use_gpu, scaling.num_workers) == (bool(resources), 2)
+    assert scaling.placement_strategy == ("PACK" if resources else "SPREAD")
     assert trainer.seen["train_loop_config"]["device"] == ("cuda" if resources else "cpu")
     with pytest.raises(Planned):
         fit_of(TrainJob(workers=2, min_workers=1), run, is_stored=True)

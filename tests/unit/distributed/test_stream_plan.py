@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from stego_core.distributed.cluster import ActorPlan, largest_share
@@ -31,12 +33,27 @@ def test_on_cpus_everything_fits_and_most_of_the_cluster_computes_features(
     assert plan.worker.threads == alone.threads
     if cpus / workers >= 8:
         assert workers * backbones >= 0.8 * (cpus - nodes * max(1, node_cpus / 10))
-    places = [node_cpus] * nodes
-    for _ in range(workers * plan.backbone.count):  # each actor finds a node with room for it
-        best = max(range(nodes), key=places.__getitem__)
-        assert places[best] >= plan.backbone.num_cpus
-        places[best] -= plan.backbone.num_cpus
-    assert max(places) >= plan.fetch_cpus  # a task that reads finds a node, too
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_wherever_actors_are_placed_each_has_a_place_and_a_task_that_reads_too(seed: int) -> None:
+    generator = random.Random(seed)
+    kinds = generator.choice([[1], [2], [4, 8], [1, 2, 3, 7, 16, 64]])
+    nodes = [float(generator.choice(kinds)) for _ in range(generator.randint(1, 6))]
+    workers = generator.randint(1, 3)
+    alone = ActorPlan(
+        workers, num_cpus=largest_share(nodes, workers), num_gpus=0, threads=generator.randint(1, 4)
+    )
+    plan = split(alone, nodes=nodes, gpus=0)
+    assert plan.backbone.threads <= max(nodes)
+    for _ in range(10):
+        left = list(nodes)
+        for _ in range(workers):  # Ray Train takes a hundredth for each
+            left[generator.choice([n for n, free in enumerate(left) if free >= 0.01])] -= 0.01
+        for _ in range(workers * plan.backbone.count):
+            size = plan.backbone.num_cpus
+            left[generator.choice([n for n, free in enumerate(left) if free >= size])] -= size
+        assert max(left) >= plan.fetch_cpus > 0
 
 
 @pytest.mark.parametrize(("gpus", "workers"), [(1, 1), (4, 1), (4, 2), (8, 8)])

@@ -7,6 +7,7 @@ import pytest
 
 from stego_core.metrics.confusion import confusion_matrix
 from stego_core.metrics.images import count_pairs, image_scores
+from stego_core.metrics.scores import score_clusters
 
 CLASSES, MATCHING = [0, 2, 3], {4: 0, 1: 2, 0: 3}  # clusters 2 and 3 have no class
 
@@ -66,3 +67,15 @@ def test_an_image_without_scored_pixels_has_no_row():
     pairs = {"a": pairs_of(ignored, np.zeros((3, 3), int)), "b": np.zeros((0, 3), np.int64)}
     table = image_scores(pairs, classes=CLASSES, matching=MATCHING)
     assert (table.num_rows, table.num_columns) == (0, 7)
+
+
+def test_extra_clusters_are_dropped_where_the_score_drops_them():
+    confusion = np.array([[8, 0, 2], [0, 6, 4]])
+    scores = score_clusters(confusion, dropped_extra=True)
+    (row,) = image_scores(
+        {"a": count_pairs(confusion)},
+        classes=[0, 1],
+        matching=scores.matching,
+        dropped_extra=True,
+    ).to_pylist()
+    assert (row["pixels"], row["accuracy"]) == (14, scores.accuracy)

@@ -69,6 +69,14 @@ def test_tables_that_do_not_fit_are_one_line(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_no_parquet_is_one_line(tmp_path: Path):
+    uri = write(tmp_path, [(1, 0, 1)], {1: 0})
+    (tmp_path / "metrics" / "metrics.parquet").write_bytes(b"no")
+    with pytest.raises(SchemaError, match="no Parquet") as caught:
+        read_confusion(uri)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_chart_is_well_formed_and_names_are_text():
     shares = np.array([[0.9, 0.02, 0.08], [0.0, 0.0, 1.0]])
     chart = confusion_svg(ConfusionFacts(["sky", HOSTILE], [81.25, math.nan], shares))

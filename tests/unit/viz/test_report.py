@@ -392,3 +392,17 @@ def test_a_confusion_is_drawn_and_without_one_there_is_no_section(tmp_path: Path
     assert "<script>" not in section
     plain = write_report(tmp_path / "b", [image()], facts(), NAMES, COLORS)
     assert 'id="confusion"' not in plain.read_text("utf-8")
+
+
+def test_failures_beyond_the_sample_do_not_describe_the_clusters(tmp_path: Path):
+    sample = [image(seed=s) for s in range(2)]
+    worst = replace(image(seed=5), failure=Failure(1.0, "a as b"), is_sampled=False)
+    plain = write_report(tmp_path / "plain", sample, facts(), NAMES, COLORS)
+    index = write_report(tmp_path / "worst", [*sample, worst], facts(), NAMES, COLORS)
+
+    def legend(page: Path) -> str:
+        return page.read_text("utf-8").split('<ul class="legend columns">')[1].split("</ul>")[0]
+
+    assert legend(index) == legend(plain)
+    assert "all 2 images of an even sample" in index.read_text("utf-8")
+    assert "even sample" not in plain.read_text("utf-8")
