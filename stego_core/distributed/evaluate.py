@@ -287,7 +287,7 @@ def _protocol(
         "images_without_labels": counted.unlabelled,
         "images_uri": dataset.images_uri,
         "classes": classes,
-        "class_names": [dict(enumerate(dataset.class_names)).get(c, str(c)) for c in classes],
+        "class_names": [dict(enumerate(dataset.class_names)).get(c, f"class {c}") for c in classes],
         "matching": "one global Hungarian matching over the whole split",
         "crop": "centre square, images and labels resized to predict.resolution"
         if job.compat.centre_crop
