@@ -4,9 +4,11 @@ from dataclasses import asdict
 
 import pytest
 import torch
+import torch.nn.functional as F
 from factories import FolderContext, Killed, train_data, train_job
 
-from stego_core.distributed.selection import Candidates
+from stego_core.distributed.selection import Candidates, feature_channels, refined
+from stego_core.inference.scoring import head_on_features
 from stego_core.model.checkpoint import load_tensors
 from stego_core.training.loop import train
 
@@ -76,3 +78,21 @@ def test_other_workers_leave_no_candidates(tmp_path):
     candidates = Candidates(str(tmp_path / "c"), job, train_data(), card_of(job), context)
     candidates.visit(0, None)
     assert not (tmp_path / "c").exists()
+
+
+def test_refining_moves_the_clusters_alone_towards_the_codes_of_the_models_own_head(tmp_path):
+    job = train_job(clusters={"passes": 3, "background": 1.0, "sample": 50})
+    data, context = train_data(), FolderContext(tmp_path / "state")
+    candidates = Candidates(str(tmp_path / "candidates"), job, data, card_of(job), context)
+    tensors, card = candidates.choose(train(job, data, context, device="cpu"))
+    moved, same = refined(job, (tensors, card), data, context, device="cpu")
+    assert same == card
+    assert {name for name in tensors if not torch.equal(moved[name], tensors[name])} == {"clusters"}
+    head = head_on_features(tensors, card, feature_channels(data))
+    _, code = head.encode(data.features.read(range(len(data.features.maps))))
+    unit = F.normalize(code, dim=1).transpose(0, 1).flatten(1)
+    before, after = (
+        float((F.normalize(one["clusters"], dim=1) @ unit).amax(0).mean())
+        for one in (tensors, moved)
+    )
+    assert after > before
