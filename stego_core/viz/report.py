@@ -146,6 +146,7 @@ class _Clusters:
         self.hex = [color_hex(color) for color in colors]
         self.share_sums = [0.0] * len(colors)
         self.num_images = [0] * len(colors)
+        self.num_sampled = 0
         self.crops: dict[int, list[_Crop]] = {}
 
     def legend(self, image: ReportImage) -> list[_LegendRow]:
@@ -161,6 +162,7 @@ class _Clusters:
 
     def add(self, image: ReportImage, entry: _Entry) -> None:
         """Count the image's shares and keep its crop for each cluster where it leads."""
+        self.num_sampled += 1
         pixels = fit_pixels(image.pixels, _CROP_SOURCE_BOX)
         labels = resize_labels(image.labels, pixels.shape[0], pixels.shape[1])
         for row in entry.legend:
@@ -177,10 +179,10 @@ class _Clusters:
             kept.sort(key=lambda each: (-each.share, each.order))
             del kept[_CROPS_PER_CLUSTER:]
 
-    def overall(self, num_images: int) -> list[_LegendRow]:
+    def overall(self) -> list[_LegendRow]:
         """Return the clusters that occur, by mean share over the images, largest first."""
         used = [cluster for cluster, count in enumerate(self.num_images) if count > 0]
-        rows = [self._row(cluster, self.share_sums[cluster] / num_images) for cluster in used]
+        rows = [self._row(cluster, self.share_sums[cluster] / self.num_sampled) for cluster in used]
         return sorted(rows, key=lambda row: (-row.share, row.cluster))
 
     def unused(self) -> list[str]:
@@ -220,13 +222,12 @@ def write_report(
     for name in fs.list_names(images_uri):
         if _OWN_FILE.fullmatch(name):
             fs.delete(fs.join(images_uri, name))
-    entries, num_sampled = [], 0
+    entries = []
     for order, image in enumerate(images, start=1):
         entry = _write_image(images_uri, order, image, clusters)
         entries.append(entry)
         if image.is_sampled:
             clusters.add(image, entry)
-            num_sampled += 1
     for cluster, crops in clusters.crops.items():
         for rank, crop in enumerate(crops):
             fs.write_bytes(fs.join(images_uri, f"cluster-{cluster:05d}-{rank}.jpg"), crop.jpeg)
@@ -235,8 +236,7 @@ def write_report(
         entries=entries,
         failures=_worst_first(entries),
         clusters=clusters,
-        num_sampled=num_sampled,
-        overall=clusters.overall(num_sampled),
+        overall=clusters.overall(),
         unused=clusters.unused(),
         no_cluster=color_hex(NO_CLUSTER_COLOR),
         curves=[scale_curve(name, points) for name, points in facts.curves.items()],
