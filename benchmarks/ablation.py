@@ -19,11 +19,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# Columns of a table of trials that are no settings.
-_OTHERS = {
-    *("trial", "setting", "seed", "samplers", "status", "steps", "seconds", "error"),
-    *("agreement", "stability", "margin", "miou", "accuracy"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +43,7 @@ def read_cells(path: Path) -> dict[str, Cell]:
         path: of `trials.parquet`.
     """
     rows = pq.read_table(path).to_pylist()
-    settings = [name for name in rows[0] if name not in _OTHERS]
+    settings = [name for name in rows[0] if "." in name]  # paths; other columns have plain names
     base = {name: rows[0][name] for name in settings}
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

@@ -19,7 +19,7 @@ from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_rows, plain_table, refuse_extensions
+from stego_core.storage.parquet import plain_rows, refuse_extensions
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
 from stego_core.viz.confusion import read_confusion
@@ -193,11 +193,8 @@ def query_line(masks_uri: str) -> str:
 
 
 def _quarantine(source: RunDirectory) -> list[tuple[str, str, str]]:
-    data = fs.read_if_exists(source.path("quarantine.parquet"))
-    if data is None:
-        return []
-    table = plain_table(data, name=source.path("quarantine.parquet"))
-    return [(r["image_uri"], r["reason"], r["detail"] or "") for r in table.to_pylist()]
+    rows = plain_rows(source.path("quarantine.parquet"))
+    return [(r["image_uri"], r["reason"], r["detail"] or "") for r in rows]
 
 
 def _events(model_uri: str) -> Iterator[dict[str, Any]]:
