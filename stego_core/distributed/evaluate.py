@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.config.compat import MineCompat
 from stego_core.config.load import dump_toml
@@ -35,6 +33,7 @@ from stego_core.model.segmenter import CLASSIFIERS, CLUSTER
 from stego_core.storage import fs
 from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import Manifest, write_manifest
+from stego_core.storage.parquet import table_bytes
 from stego_core.storage.run import RunDirectory
 from stego_core.training.views import view_side
 
@@ -273,9 +272,7 @@ def _write_confusion(
 
 
 def _write_table(run: RunDirectory, name: str, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    fs.write_bytes(run.path("metrics", f"{name}.parquet"), buffer.getvalue())
+    fs.write_bytes(run.path("metrics", f"{name}.parquet"), table_bytes(table))
 
 
 def _protocol(

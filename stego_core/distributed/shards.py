@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.config.schema import PredictConfig
 from stego_core.distributed.segment_finish import unit_uri
@@ -20,6 +19,7 @@ from stego_core.masks.verify import SUCCESS
 from stego_core.storage import fs
 from stego_core.storage.extend import compare, extended, read_shards
 from stego_core.storage.manifest import digest_files, manifest_table, read_manifest
+from stego_core.storage.parquet import table_bytes
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -104,9 +104,8 @@ def extend(run: RunDirectory, files: Sequence[fs.ListedFile], *, predict: Predic
         "the input has changed: %(added)d images added, %(changed)d changed, %(gone)d gone", counts
     )
     run.event("segment/changed", **counts)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(changes.gone.replace_schema_metadata({}), buffer, compression="zstd")
-    fs.write_bytes(run.path("gone.parquet"), buffer.getvalue().to_pybytes())
+    gone = changes.gone.replace_schema_metadata({})
+    fs.write_bytes(run.path("gone.parquet"), table_bytes(gone))
     shards = read_shards(uri, per_shard=predict.shard_batches)
     data = extended(
         manifest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -11,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
 from ray import tune
 from ray.tune.callback import Callback
 
@@ -39,6 +37,7 @@ from stego_core.model.checkpoint import load_tensors
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.storage.lease import Lease, hold
+from stego_core.storage.parquet import table_bytes
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -246,9 +245,7 @@ def _write(job: TuneJob, run: RunDirectory, trials: list[Trial], result: StudyRe
         ("trials.parquet", trials_table(result)),
         ("importance.parquet", importance_table(result)),
     ):
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        fs.write_bytes(run.path(name), buffer.getvalue())
+        fs.write_bytes(run.path(name), table_bytes(table))
     best = best_trial(result, job.tune.criterion)
     if best is not None:
         tensors, card = load_tensors(trial_uri(job.out, best["trial"], "model"), "model")

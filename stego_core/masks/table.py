@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stego_core.errors import ImageProblem
 from stego_core.masks.codec import encode_mask
+from stego_core.storage.parquet import table_bytes
 
 VERSION = "masks/1"
 _CLUSTER = pa.struct(
@@ -129,17 +128,14 @@ def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
 
     PNG bytes do not compress and have no useful statistics or dictionary; all else is zstd.
     """
-    buffer = io.BytesIO()
     plain = [name for name in table.schema.names if name != "mask"]
-    pq.write_table(
+    return table_bytes(
         table.replace_schema_metadata(metadata),
-        buffer,
         compression={"mask.bytes": "none", "mask.path": "zstd"} | _leaf_codecs(plain),
         use_dictionary=["status", "detail"],
         write_statistics=["image_id", "image_uri", "status", "mean_confidence", "entropy"],
         row_group_size=2048,
     )
-    return buffer.getvalue()
 
 
 def _leaf_codecs(names: list[str]) -> dict[str, str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.errors import SchemaError
 from stego_core.neighbors.search import NONE
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
-from stego_core.storage.parquet import plain_table
+from stego_core.storage.parquet import plain_table, table_bytes
 
 SCHEMA = pa.schema(
     [
@@ -57,9 +54,7 @@ def write_part(
         },
         schema=SCHEMA,
     ).replace_schema_metadata({"stego.key": key, "stego.schema": "neighbors/1"})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    fs.write_bytes(uri, buffer.getvalue())
+    fs.write_bytes(uri, table_bytes(table))
 
 
 def read_table(folder_uri: str, *, key: str) -> pa.Table:

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stego_core.errors import ImageProblem
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_table
+from stego_core.storage.parquet import plain_table, table_bytes
 
 _HEADER_BYTES = 256  # of a .npy file: our own headers take 128
 _READERS = 16
@@ -70,9 +69,8 @@ def write_unit(folder_uri: str, unit: int, table: pa.Table, features: np.ndarray
         buffer = io.BytesIO()
         np.save(buffer, features.astype(np.float16), allow_pickle=False)
         fs.write_bytes(fs.join(folder_uri, f"unit-{unit:08d}.npy"), buffer.getvalue())
-    buffer = io.BytesIO()
-    pq.write_table(table.cast(SCHEMA), buffer, compression="zstd")
-    fs.write_bytes(fs.join(folder_uri, f"unit-{unit:08d}.parquet"), buffer.getvalue())
+    uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
+    fs.write_bytes(uri, table_bytes(table.cast(SCHEMA)))
 
 
 def read_views(folder_uri: str, num_units: int) -> Views:

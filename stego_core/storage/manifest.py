@@ -10,7 +10,6 @@ A row group holds many units: every reader of a unit reads the description of al
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.errors import InputError, SchemaError
 from stego_core.storage import fs
 from stego_core.storage.listing import Listing
+from stego_core.storage.parquet import table_bytes
 
 _NUM_IDS = 2**63
 _DIGEST, _UNITS = "stego.digest", "stego.units"
@@ -192,10 +191,7 @@ def manifest_bytes(manifest: Manifest, rows: pa.Table, **metadata: str) -> bytes
         metadata: more of it, by key.
     """
     told = {_DIGEST: manifest.digest, _UNITS: json.dumps(manifest.runs), **metadata}
-    buffer = io.BytesIO()
-    rows = rows.replace_schema_metadata(told)
-    pq.write_table(rows, buffer, row_group_size=_GROUP_ROWS, compression="zstd")
-    return buffer.getvalue()
+    return table_bytes(rows.replace_schema_metadata(told), row_group_size=_GROUP_ROWS)
 
 
 def read_manifest(uri: str) -> Manifest:

@@ -1,4 +1,4 @@
-"""Parquet of strangers: plain columns only.
+"""Parquet: tables as bytes, and those of strangers with plain columns only.
 
 An Arrow extension type is looked up by the name in a column's metadata, and the code that is found
 there reads more of the metadata. Ray registers such types in every worker, and some of them were
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,18 @@ _KEY, _MARK = b"ARROW:schema", b"ARROW:extension:"
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8  # length of the footer, and the magic
 _VALUE_FOLLOWS = 0x18  # Thrift's compact protocol: the next field, of bytes
+
+
+def table_bytes(table: pa.Table, **options: Any) -> bytes:
+    """Return a table as the bytes of a Parquet file, compressed with zstd unless told otherwise.
+
+    Args:
+        table: small enough for memory twice.
+        options: of `pq.write_table`.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **{"compression": "zstd"} | options)
+    return buffer.getvalue()
 
 
 def refuse_extensions(source: Any, filesystem: Any = None, *, name: str = "a table") -> None:
