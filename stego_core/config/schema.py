@@ -162,6 +162,8 @@ class SegmentJob(_Job):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     overwrite: bool = False
     """Replace an output that other settings made."""
+    retry: bool = False
+    """Try images again that an earlier run could not read: denied, vanished, store in trouble."""
     compat: ImageCompat = field(default_factory=ImageCompat)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +21,7 @@ from stego_core.images.views import cut_view, view_count
 from stego_core.storage import fs
 from stego_core.storage.manifest import Manifest
 
+_SECOND_LOOK_S = 1.0  # after which a listed image that is not there is asked for once more
 _THREADS = 8  # reads wait for the network; decoding releases the interpreter lock
 
 _COLUMNS = [
@@ -119,7 +122,14 @@ class _Decode:
 def read_or_reason(uri: str) -> bytes | ImageFailure:
     """Return a file's bytes, or why they can't be read after passing faults were tried again."""
     try:
-        return fs.read_bytes(uri)
+        try:
+            return fs.read_bytes(uri)
+        except FileNotFoundError:
+            if fs.is_local(uri):
+                raise
+            # It was listed: a store that is eventually consistent may show it in a moment.
+            time.sleep(random.uniform(_SECOND_LOOK_S / 2, _SECOND_LOOK_S))
+            return fs.read_bytes(uri)
     except FileNotFoundError:
         return ImageFailure(ImageProblem.VANISHED, "listed, but gone when it was read")
     except PermissionError:

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from stego_core.config.load import dump_toml, fingerprint
@@ -19,7 +20,7 @@ from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.segment_finish import finish_unit
 from stego_core.distributed.segment_stages import SegmentWorker
-from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension
+from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
@@ -31,6 +32,7 @@ from stego_core.model.registry import find_backbone
 from stego_core.storage import fs
 from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import (
+    MAX_IMAGES,
     Manifest,
     digest_files,
     list_images,
@@ -49,7 +51,7 @@ def plan_segment(job: SegmentJob) -> list[str]:
     lines = [f"model: {folder}", f"output: {job.out}"]
     if source is None:
         return [*lines, "input: the demo pictures, not written yet"]
-    files = list_images(source, limit=job.limit)
+    files = list_images(source, limit=job.limit, most=MAX_IMAGES)
     units = -(-len(files) // job.predict.unit_images)
     shards = -(-units // job.predict.shard_batches)
     done = len(fs.list_names(fs.join(job.out, "masks")))
@@ -77,13 +79,14 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
     source = resolve_demo(job.input, write=True)
     assert source is not None  # noqa: S101 - write=True always returns a folder
-    files = list_images(source, limit=job.limit)
+    files = list_images(source, limit=job.limit, most=MAX_IMAGES)
     record = _record(job, folder, source=source)
     with hold(job.out) as lease:
         is_same = run.claim(record, overwrite=job.overwrite, clear=lambda: _clear(run))
         manifest_uri = run.path("manifest.parquet")
         is_complete = is_same and run.read_json(SUCCESS)
-        if is_complete and read_manifest(manifest_uri).digest == digest_files(files):
+        is_listed = is_complete and read_manifest(manifest_uri).digest == digest_files(files)
+        if is_listed and not (job.retry and len(unread_images(job.out))):
             logger.info("%s is complete: nothing to do", job.out)
             _close(job, run)
             return
@@ -94,8 +97,9 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
         metadata = _metadata(folder, record)
         # The list that an earlier run began with first; then what has changed since.
         _complete(job, run, folder, metadata, lease)
-        if read_manifest(manifest_uri).digest != digest_files(files):
-            extend(run, files, predict=job.predict)
+        again = unread_images(job.out) if job.retry else np.zeros(0, np.int64)
+        if len(again) or read_manifest(manifest_uri).digest != digest_files(files):
+            extend(run, files, predict=job.predict, again=again)
             _complete(job, run, folder, metadata, lease)
         _close(job, run)
 
@@ -184,9 +188,10 @@ def _close(job: SegmentJob, run: RunDirectory) -> None:
     run.count(total=found.rows, done=found.rows, **statuses)
     failed = found.rows - ok
     if failed > job.max_failed * found.rows or not ok:
+        reasons = ", ".join(f"{n} {why}" for why, n in statuses.most_common() if why != "ok")
         raise TooManyFailures(
-            f"{failed} of {found.rows} images can't be used; {job.out}/quarantine.parquet "
-            "says why (--max-failed sets the share that is allowed)"
+            f"{failed} of {found.rows} images can't be used ({reasons}); "
+            f"{job.out}/quarantine.parquet lists them (--max-failed sets the share that is allowed)"
         )
     logger.info("%d images segmented, %d quarantined: %s/masks", ok, failed, job.out)
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stego_core.config.schema import PredictConfig
 from stego_core.distributed.segment_finish import unit_uri
+from stego_core.errors import ImageProblem
 from stego_core.masks.table import to_parquet
-from stego_core.masks.verify import SUCCESS
+from stego_core.masks.verify import SUCCESS, mask_columns
 from stego_core.storage import fs
 from stego_core.storage.extend import compare, extended, read_shards
 from stego_core.storage.manifest import digest_files, manifest_table, read_manifest
@@ -23,6 +25,8 @@ from stego_core.storage.parquet import table_bytes
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+_UNREAD = pa.array([ImageProblem.VANISHED, ImageProblem.READ_DENIED, ImageProblem.READ_FAILED])
 
 NEXT = "manifest.next.parquet"
 """The manifest of an extension that is not carried out yet."""
@@ -90,18 +94,37 @@ class Shards:
             fs.delete(unit_uri(self._out, done))
 
 
-def extend(run: RunDirectory, files: Sequence[fs.ListedFile], *, predict: PredictConfig) -> None:
+def unread_images(out: str) -> np.ndarray:
+    """Return the ids of an output's images that could not be read, which may pass; int64."""
+    tables = mask_columns(out, ["image_id", "status"])
+    failed = (table.filter(pc.is_in(table["status"], _UNREAD)) for table in tables)
+    return np.concatenate([np.zeros(0, np.int64), *(t["image_id"].to_numpy() for t in failed)])
+
+
+def extend(
+    run: RunDirectory,
+    files: Sequence[fs.ListedFile],
+    *,
+    predict: PredictConfig,
+    again: np.ndarray,
+) -> None:
     """Take up what has changed in the input since the manifest of a complete output was written.
 
     New and changed images become new units. Images that are gone keep their rows and are listed in
     `gone.parquet`.
+
+    Args:
+        run: of the output.
+        files: the input as it is now.
+        predict: sizes of units and shards.
+        again: ids of images that lose their rows and are done again; int64.
     """
     uri = run.path("manifest.parquet")
     manifest = read_manifest(uri).read()
-    changes = compare(manifest, manifest_table(files))
+    changes = compare(manifest, manifest_table(files), again=again)
     counts = changes.counts()
     logger.info(
-        "the input has changed: %(added)d images added, %(changed)d changed, %(gone)d gone", counts
+        "images added: %(added)d, changed or to be tried again: %(changed)d, gone: %(gone)d", counts
     )
     run.event("segment/changed", **counts)
     gone = changes.gone.replace_schema_metadata({})

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stego_core.errors import StegoError
+from stego_core.errors import SchemaError, StegoError
 from stego_core.storage import fs
 from stego_core.storage.manifest import read_manifest
 
@@ -39,6 +39,7 @@ class Verified:
         is_ordered: whether the rows are those of the manifest, once each, in its order.
         ids_sha256: of the manifest's ids, as int64.
         statuses: rows of each status.
+        fingerprint: of the settings and the model that made the masks; empty without a file.
     """
 
     expected: int
@@ -49,10 +50,12 @@ class Verified:
     is_ordered: bool
     ids_sha256: str
     statuses: dict[str, int]
+    fingerprint: str
 
     def record(self) -> dict[str, Any]:
         """Return what `_SUCCESS` holds."""
-        return {"rows": self.rows, "statuses": self.statuses, "ids_sha256": self.ids_sha256}
+        names = ("rows", "statuses", "ids_sha256", "fingerprint")
+        return {name: getattr(self, name) for name in names}
 
 
 def mask_files(uri: str) -> list[str]:
@@ -74,7 +77,8 @@ def verify_output(uri: str) -> Verified:
         uri: what `--out` of the job was.
 
     Raises:
-        SchemaError, FileNotFoundError: if there is no manifest.
+        SchemaError: if there is no manifest, or the masks are of several runs.
+        FileNotFoundError: if there is no manifest.
     """
     manifest = read_manifest(fs.join(uri, "manifest.parquet"))
     expected = manifest.read(["image_id"])["image_id"].to_numpy()
@@ -95,7 +99,16 @@ def verify_output(uri: str) -> Verified:
         is_ordered=np.array_equal(found, expected),
         ids_sha256=hashlib.sha256(expected.tobytes()).hexdigest(),
         statuses=dict(statuses),
+        fingerprint=_fingerprint(uri),
     )
+
+
+def _fingerprint(uri: str) -> str:
+    footers = map(fs.read_footer, mask_files(uri))
+    told = {(footer.metadata or {}).get(b"stego.fingerprint", b"") for footer in footers}
+    if len(told) > 1:
+        raise SchemaError(f"{uri}/masks holds files of several runs: start it with --overwrite")
+    return told.pop().decode() if told else ""
 
 
 def row_digests(uri: str) -> dict[int, bytes]:

@@ -69,7 +69,8 @@ class Changes:
 
     Attributes:
         fresh: rows of the listing that are new or changed, in its order.
-        changed: ids of those that the manifest has with another etag or size.
+        changed: ids of those that the manifest has with another etag or size, or that are to be
+            done again.
         gone: rows of the manifest that the listing does not have.
     """
 
@@ -86,8 +87,14 @@ class Changes:
         }
 
 
-def compare(manifest: pa.Table, listing: pa.Table) -> Changes:
-    """Compare two tables of the manifest's columns by id, size and etag."""
+def compare(manifest: pa.Table, listing: pa.Table, *, again: np.ndarray | None = None) -> Changes:
+    """Compare two tables of the manifest's columns by id, size and etag.
+
+    Args:
+        manifest: what is done.
+        listing: what there is now.
+        again: ids that count as changed if the listing still has them; int64.
+    """
     old, new = (table["image_id"].to_numpy() for table in (manifest, listing))
     order = np.argsort(old)
     place = np.minimum(np.searchsorted(old, new, sorter=order), len(old) - 1)
@@ -97,6 +104,8 @@ def compare(manifest: pa.Table, listing: pa.Table) -> Changes:
     for name in ("image_bytes", "image_etag"):
         is_equal = pc.equal(manifest[name].take(match), listing[name]).to_numpy()
         is_same &= is_equal
+    if again is not None:
+        is_same &= np.isin(new, again, invert=True)
     is_gone = np.isin(old, new, invert=True)
     return Changes(
         fresh=listing.filter(pa.array(~is_same)),

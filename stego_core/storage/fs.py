@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from stego_core.errors import InputError
 from stego_core.storage.parquet import refuse_extensions
 from stego_core.storage.retry import DENIED, retried
-from stego_core.storage.uris import is_local, join, local_path, open_uri, split, told
+from stego_core.storage.uris import is_local, join, local_path, open_uri, s3_client, split, told
 
 __all__ = ["is_local", "join", "local_path", "open_uri"]
 
@@ -112,6 +113,18 @@ def read_rows(uri: str, start: int, count: int) -> pa.Table:
             return file.read_row_groups(range(first, last + 1)).slice(offset, count)
 
     return _repeated(uri, read)
+
+
+def row_groups(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield a Parquet file's row groups, or the named columns of them, one at a time."""
+    filesystem, path = open_uri(uri)
+
+    def read(group: int) -> pa.Table:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            return file.read_row_group(group, columns)
+
+    for group in range(read_footer(uri).num_row_groups):
+        yield _repeated(uri, partial(read, group))
 
 
 def read_if_exists(uri: str) -> bytes | None:
@@ -242,14 +255,12 @@ def _is_utf8(name: str) -> bool:
 
 
 def _list_s3(uri: str) -> Iterator[ListedFile]:
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, prefix = split(uri)[1].partition("/")
     prefix = f"{prefix.strip('/')}/".lstrip("/")
-    config = Config(retries={"mode": "standard", "total_max_attempts": _LIST_ATTEMPTS})
-    pages = boto3.client("s3", config=config).get_paginator("list_objects_v2")
+    retries = {"mode": "standard", "total_max_attempts": _LIST_ATTEMPTS}
+    pages = s3_client(retries=retries).get_paginator("list_objects_v2")
     found = False
     with told(uri, "can't be listed", (ClientError, BotoCoreError)):
         for page in pages.paginate(Bucket=bucket, Prefix=prefix):
@@ -273,9 +284,8 @@ def _list_other(uri: str) -> Iterator[ListedFile]:
     with told(uri, "can't be listed"):
         selector = pafs.FileSelector(root, recursive=True)
         infos = _repeated(uri, lambda: filesystem.get_file_info(selector))
-    scheme = split(uri)[0]
     for info in sorted(infos, key=lambda info: str(info.path)):
         path = info.path.removeprefix(root).lstrip("/")
         if info.type == pafs.FileType.File and not _is_hidden(path):
             etag = f"{info.mtime_ns or 0:x}-{info.size:x}"
-            yield ListedFile(f"{scheme}://{info.path}", path, info.size, etag)
+            yield ListedFile(join(uri, path), path, info.size, etag)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,7 +23,9 @@ from uuid import uuid4
 
 from stego_core.errors import CheckpointError, ClusterError
 from stego_core.storage import fs
-from stego_core.storage.uris import split
+from stego_core.storage.uris import s3_client, split
+
+logger = logging.getLogger(__name__)
 
 _NAME: Final = "_owner.json"
 BEAT_S: Final = 10.0
@@ -96,8 +99,9 @@ def _local(uri: str) -> Iterator[None]:
             with suppress(ValueError):
                 owner = json.loads(stream.read())
             raise _busy(uri, owner) from None
-        except OSError:
-            yield  # a file system without locks
+        except OSError as error:
+            logger.warning("%s can't be locked (%s): start one job at a time on it", folder, error)
+            yield
             return
         stream.truncate(0)
         stream.write(json.dumps(_owner()) + "\n")
@@ -158,11 +162,10 @@ class _Remote(Lease):
         return False
 
     def _put_s3(self, replaces: bytes | None, *, is_new: bool) -> bool:
-        import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, _, key = split(self.uri)[1].partition("/")
-        client = boto3.client("s3")
+        client = s3_client()
         condition = {"IfNoneMatch": "*"}
         try:
             if not is_new:

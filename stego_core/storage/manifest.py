@@ -24,6 +24,8 @@ from stego_core.storage import fs
 from stego_core.storage.listing import Listing
 from stego_core.storage.parquet import table_bytes
 
+MAX_IMAGES = 10_000_000
+"""Of one output: what a driver can list, verify and merge in a few GB."""
 _NUM_IDS = 2**63
 _DIGEST, _UNITS = "stego.digest", "stego.units"
 _GROUP_ROWS = 4096
@@ -106,7 +108,9 @@ def is_image_name(path: str) -> bool:
     )
 
 
-def list_images(uri: str, *, limit: int | None = None, fraction: float = 1.0) -> Listing:
+def list_images(
+    uri: str, *, limit: int | None = None, fraction: float = 1.0, most: int | None = None
+) -> Listing:
     """Return the images below a folder or prefix in stable order.
 
     Args:
@@ -114,9 +118,10 @@ def list_images(uri: str, *, limit: int | None = None, fraction: float = 1.0) ->
         limit: most images returned: the first ones of those that `fraction` leaves.
         fraction: share of the images to keep, (0, 1]. Which ones depends on each path alone, so
             they stay when others are added, and a smaller fraction is a part of a larger one.
+        most: refuse more than this.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or more than `most`.
     """
     is_empty = True
 
@@ -128,7 +133,12 @@ def list_images(uri: str, *, limit: int | None = None, fraction: float = 1.0) ->
                 if fraction >= 1 or image_id(file.path) < fraction * _NUM_IDS:
                     yield file
 
-    found = Listing(islice(chosen(), limit))
+    at_most = [count for count in (limit, most and most + 1) if count is not None]
+    found = Listing(islice(chosen(), min(at_most, default=None)))
+    if most is not None and len(found) > most:
+        raise InputError(
+            f"{uri}: more than {most} images, the most of one output: give each prefix its own"
+        )
     if not found and not is_empty:
         raise InputError(f"{uri}: no image is in the fraction {fraction:g}; take a larger one")
     if not found:

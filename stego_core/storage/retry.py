@@ -47,6 +47,9 @@ DENIED: Final = (
     "INVALID_CLIENT_TOKEN_ID",
     "UNRECOGNIZED_CLIENT",
     "MISSING_AUTHENTICATION_TOKEN",
+    "ExpiredToken",  # which pyarrow hands on as the store wrote it
+    "PERMISSION_DENIED",  # of Google's storage, as the next
+    "UNAUTHENTICATED",
 )
 _LASTING_TEXT: Final = (*DENIED, "NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from stego_core.errors import CheckpointError
 from stego_core.log import redact
 from stego_core.storage import fs
+
+_NONE: Final = object()  # what a record says of a key that it does not have
 
 
 class RunDirectory:
@@ -108,7 +110,8 @@ class RunDirectory:
         if earlier == record:
             return True
         if earlier is not None and not overwrite:
-            keys = sorted(k for k in {*earlier, *record} if earlier.get(k) != record.get(k))
+            old, new = _flat(earlier), _flat(record)
+            keys = sorted(k for k in {*old, *new} if old.get(k, _NONE) != new.get(k, _NONE))
             raise CheckpointError(
                 f"{self.uri} holds results of other settings ({', '.join(keys)} differ): "
                 "give another --out, or --overwrite where the job has it"
@@ -117,3 +120,12 @@ class RunDirectory:
             clear()
         self.write_json("fingerprint.json", record)
         return False
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a record of one level: a setting by its path, as flags and files name it."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        path = prefix + key
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat

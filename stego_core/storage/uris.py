@@ -20,6 +20,7 @@ from stego_core.errors import InputError
 
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60
 _SDK_ATTEMPTS = 3  # of a single request; `retried` repeats the whole operation
+_ANONYMOUS, _ADDRESSING = "STEGO_S3_ANONYMOUS", "STEGO_S3_ADDRESSING"
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -70,11 +71,40 @@ def _s3(bucket: str) -> pafs.FileSystem:
         with told(f"s3://{bucket}", "has no region that can be found (AWS_REGION sets it)"):
             options["region"] = pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
+        anonymous=_is_anonymous(),
+        force_virtual_addressing=_addressing() == "virtual",
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=_REQUEST_TIMEOUT_S,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_SDK_ATTEMPTS),
         **options,
     )
+
+
+def s3_client(**options: Any) -> Any:
+    """Return a client of boto3 that reaches what `open_uri` does.
+
+    Args:
+        options: of botocore's `Config`.
+    """
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    if _is_anonymous():
+        options["signature_version"] = UNSIGNED
+    # `auto` is the path style where an endpoint is given, as pyarrow has it.
+    return boto3.client("s3", config=Config(s3={"addressing_style": _addressing()}, **options))
+
+
+def _is_anonymous() -> bool:
+    return os.environ.get(_ANONYMOUS, "").lower() in ("1", "true", "yes")
+
+
+def _addressing() -> str:
+    style = os.environ.get(_ADDRESSING, "auto")
+    if style not in ("auto", "virtual"):
+        raise InputError(f"{_ADDRESSING} is {style!r}: set it to auto or virtual, or not at all")
+    return style
 
 
 @contextmanager
@@ -102,12 +132,28 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         if not bucket:
             raise InputError(f"{uri} names no bucket; give s3://bucket/prefix")
         return _s3(bucket), path
+    authority, _, rest = path.partition("/")
     try:
-        return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
+        filesystem, root = _other(scheme, authority)
     except (ValueError, OSError) as error:
-        import fsspec
+        return _fsspec(uri, scheme, error)
+    # Not from_uri of the whole: it decodes '%' and cuts at '#' and '?', which names may hold.
+    return filesystem, f"{root.rstrip('/')}/{rest}" if rest else root or "/"
 
-        if scheme not in fsspec.available_protocols():
-            raise InputError(f"{uri}: no filesystem knows '{scheme}://'") from error
+
+@lru_cache(maxsize=32)
+def _other(scheme: str, authority: str) -> tuple[pafs.FileSystem, str]:
+    """Return a filesystem of pyarrow and its path of `scheme://authority`."""
+    return pafs.FileSystem.from_uri(f"{scheme}://{authority}")  # type: ignore[no-any-return]
+
+
+def _fsspec(uri: str, scheme: str, error: Exception) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    if scheme not in fsspec.available_protocols():
+        raise InputError(f"{uri}: no filesystem knows '{scheme}://'") from error
+    try:
         filesystem, path = fsspec.core.url_to_fs(uri)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    except ImportError as missing:
+        raise InputError(f"{uri} can't be opened: {missing}") from missing
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stego_core.config.schema import ImageLimits, ReportJob
 from stego_core.errors import ImageProblem, InputError, SchemaError
@@ -19,7 +17,7 @@ from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_rows, refuse_extensions
+from stego_core.storage.parquet import plain_rows
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
 from stego_core.viz.confusion import read_confusion
@@ -63,9 +61,7 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
 
 
 def _cluster_table(part_uri: str) -> list[dict[str, str]]:
-    filesystem, path = fs.open_uri(part_uri)
-    refuse_extensions(path, filesystem, name=part_uri)
-    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+    metadata = fs.read_footer(part_uri).metadata or {}
     return list(json.loads(metadata[b"stego.clusters"]))
 
 
@@ -104,25 +100,22 @@ def _images(
     parts: list[str], job: ReportJob, failures: Mapping[str, Failure]
 ) -> Iterator[ReportImage]:
     """Yield the failures and images spread evenly over all, decoding one at a time."""
-    total = 0
-    for part in parts:
-        filesystem, path = fs.open_uri(part)
-        refuse_extensions(path, filesystem, name=part)
-        total += pq.read_metadata(path, filesystem=filesystem).num_rows
+    total = sum(fs.read_footer(part).num_rows for part in parts)
     every = max(1, -(-total // job.images))
     seen = found = 0
     for part in parts:
-        filesystem, path = fs.open_uri(part)
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            for batch in file.iter_batches(batch_size=64):
-                for row in pa.Table.from_batches([batch]).to_pylist():
-                    if row["status"] != ImageProblem.OK:
-                        continue
-                    failure, is_sampled = failures.get(row["image_uri"]), seen % every == 0
-                    found += failure is not None
-                    if (is_sampled or failure) and (image := _image(row)) is not None:
+        for table in fs.row_groups(part):
+            told = table.select(["image_uri", "status"]).to_pylist()
+            for index, row in enumerate(told):
+                if row["status"] != ImageProblem.OK:
+                    continue
+                failure, is_sampled = failures.get(row["image_uri"]), seen % every == 0
+                found += failure is not None
+                if is_sampled or failure:
+                    image = _image(table.slice(index, 1).to_pylist()[0])
+                    if image is not None:
                         yield replace(image, failure=failure, is_sampled=is_sampled)
-                    seen += 1
+                seen += 1
     if failures and not found:
         logger.info("none of the worst images of %s is among these masks", job.metrics)
 

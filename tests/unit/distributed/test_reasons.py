@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stego_core.config.schema import ImageLimits
+from stego_core.distributed import fetch
 from stego_core.distributed.fetch import WholeImage, fetch_unit, read_or_reason
 from stego_core.errors import ImageProblem
 from stego_core.images.decode import ImageFailure
@@ -73,3 +74,22 @@ def test_a_file_that_may_not_be_read_is_told_apart(tmp_path):
         os.seteuid(me)
     assert isinstance(answer, ImageFailure)
     assert answer.problem is ImageProblem.READ_DENIED
+
+
+def test_an_object_that_is_not_there_yet_is_asked_for_once_more(monkeypatch):
+    asked = []
+
+    def read_bytes(uri):
+        asked.append(uri)
+        if len(asked) == 1:
+            raise FileNotFoundError(uri)
+        return b"there"
+
+    monkeypatch.setattr(fs, "read_bytes", read_bytes)
+    monkeypatch.setattr(fetch, "_SECOND_LOOK_S", 0.0)
+    assert read_or_reason("s3://bucket/a.jpg") == b"there"
+    assert len(asked) == 2
+    asked.clear()
+    answer = read_or_reason("a.jpg")  # a folder has it, or has not
+    assert isinstance(answer, ImageFailure)
+    assert (answer.problem, len(asked)) == (ImageProblem.VANISHED, 1)

@@ -11,7 +11,8 @@ import pytest
 from factories import write_tree
 
 from stego_core.config.schema import PredictConfig
-from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension
+from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
+from stego_core.errors import SchemaError
 from stego_core.masks.table import SCHEMA, to_parquet
 from stego_core.masks.verify import SUCCESS, main, verify_output
 from stego_core.storage import fs
@@ -45,7 +46,9 @@ def run(source, tmp_path):
 
 def shards(run):
     uri = run.path("manifest.parquet")
-    return Shards(run.uri, uri, per_shard=PREDICT.shard_batches, metadata={"a": "b"})
+    return Shards(
+        run.uri, uri, per_shard=PREDICT.shard_batches, metadata={"stego.fingerprint": "f0"}
+    )
 
 
 def do_pending(run):
@@ -74,8 +77,37 @@ def parts(run):
     }
 
 
-def grow(run, source):
-    extend(run, list_images(str(source)), predict=PREDICT)
+def grow(run, source, again=()):
+    extend(run, list_images(str(source)), predict=PREDICT, again=np.array(again, np.int64))
+
+
+def test_an_output_of_two_settings_is_no_output(run):
+    part = run.path("masks", "part-00001.parquet")
+    table = fs.read_table(part)
+    assert verify_output(run.uri).record()["fingerprint"] == "f0"
+    fs.write_bytes(part, to_parquet(table, {"stego.fingerprint": "f1"}))
+    with pytest.raises(SchemaError, match="files of several runs"):
+        verify_output(run.uri)
+
+
+def test_images_that_could_not_be_read_are_found_and_done_again(run, source):
+    part = run.path("masks", "part-00000.parquet")
+    rows = pq.read_table(part).to_pylist()
+    for row, status in zip(rows, ["read_denied", "truncated", "vanished"], strict=False):
+        row["status"] = status
+    told = {"stego.fingerprint": "f0"}
+    fs.write_bytes(part, to_parquet(pa.Table.from_pylist(rows, SCHEMA), told))
+    again = unread_images(run.uri)
+    assert again.tolist() == [rows[0]["image_id"], rows[2]["image_id"]]
+    (source / "2.png").unlink()  # what has vanished for good keeps its row
+    grow(run, source, again)
+    assert do_pending(run) == [2]
+    assert parts(run) == {
+        "part-00000.parquet": ["1.png", "2.png", "3.png"],
+        "part-00001.parquet": ["4.png", "5.png", "6.png"],
+        "part-00002.parquet": ["0.png"],
+    }
+    assert unread_images(run.uri).tolist() == [rows[2]["image_id"]]
 
 
 def test_new_and_changed_images_are_done_and_the_others_stay_where_they_are(run, source):

@@ -1,5 +1,8 @@
 """A listing is a sequence of files like any other, in less memory."""
 
+import tempfile
+
+import pyarrow as pa
 import pytest
 
 from stego_core.storage.fs import ListedFile
@@ -16,6 +19,15 @@ def test_it_gives_back_what_it_was_made_of(count):
     assert len(listing) == count
     assert listing == files(count)
     assert listing != files(count + 1)
+
+
+def test_a_long_one_lies_in_a_file_that_is_gone_already(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = pa.total_allocated_bytes()
+    listing = Listing(files(150_000))
+    assert pa.total_allocated_bytes() - before < 1_000_000  # 17 MB as plain arrays
+    assert not list(tmp_path.iterdir())
+    assert listing[149_999] == files(150_000)[-1]
 
 
 def test_it_is_indexed_and_cut_like_a_list():

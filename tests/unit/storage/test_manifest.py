@@ -109,6 +109,14 @@ def test_a_limit_takes_the_first_of_the_stable_order(tree):
     assert len(list_images(str(tree), limit=99)) == 7
 
 
+def test_more_images_than_one_output_may_have_are_refused(tree):
+    count = len(list_images(str(tree)))
+    assert len(list_images(str(tree), most=count)) == count
+    with pytest.raises(InputError, match=r"more than 2 images.*give each prefix its own"):
+        list_images(str(tree), most=2)
+    assert len(list_images(str(tree), most=2, limit=2)) == 2
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     write_tree(tmp_path, {"notes.txt": b"x", ".hidden.jpg": b"x"})
     with pytest.raises(InputError, match="no images found"):

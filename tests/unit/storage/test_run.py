@@ -85,6 +85,12 @@ def test_a_claim_of_other_settings_is_refused_and_names_the_keys_that_differ(run
     assert run.claim({"model": "m", "alpha": 2, "old": 1}) is True
 
 
+def test_a_setting_that_differs_is_named_by_its_path(run):
+    run.claim({"predict": {"resolution": 320, "scales": [1.0]}, "crf": False})
+    with pytest.raises(CheckpointError, match=r"\(predict.resolution differ\)"):
+        run.claim({"predict": {"resolution": 224, "scales": [1.0]}, "crf": False})
+
+
 def test_overwriting_replaces_the_claim(run):
     run.claim({"alpha": 2})
     assert run.claim({"alpha": 3}, overwrite=True) is False
