@@ -23,6 +23,8 @@ $(SETUP): pyproject.toml constraints.txt constraints-all.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -c constraints-all.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c constraints-all.txt -e '.[crf]' || echo "going on without pydensecrf, which needs a C++ compiler"
 	touch $@
 
 doctor: $(SETUP) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too

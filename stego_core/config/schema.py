@@ -103,7 +103,7 @@ class _Job(Strict):
 class MineJob(_Job):
     """Embed every view and find its nearest neighbours."""
 
-    out: str = "runs/demo"
+    out: str = "runs/default"
     """The run directory."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -144,9 +144,9 @@ class SegmentJob(_Job):
 
     input: str = "demo"
     """Folder or URI of images."""
-    model: str = "runs/demo"
+    model: str = "runs/default"
     """Run directory or checkpoint folder of a trained model."""
-    out: str = "runs/demo-masks"
+    out: str = "runs/default-masks"
     """Where masks, quarantine and status go."""
     actors: Positive = 1
     """Actors that run the model."""
@@ -172,8 +172,8 @@ class EvaluateJob(_Job):
     """Score a model against labels."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(split="val"))
-    model: str = "runs/demo"
-    out: str = "runs/demo-eval"
+    model: str = "runs/default"
+    out: str = "runs/default-eval"
     actors: Positive = 1
     crf: bool = False
     flip: bool = False
@@ -186,9 +186,9 @@ class EvaluateJob(_Job):
 class ReportJob(_Job):
     """Make an HTML report of what a run produced."""
 
-    masks: str = "runs/demo-masks"
+    masks: str = "runs/default-masks"
     """Output of segment_bucket.py; the report goes to `report/` below it."""
-    model: str = "runs/demo"
+    model: str = "runs/default"
     """Run directory of train.py, for the loss curves; may be missing."""
     metrics: str | None = None
     """Output of evaluate.py, where there are labels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -173,8 +174,13 @@ def _facts(job: ReportJob, source: RunDirectory) -> ReportFacts:
     )
 
 
-def query_line(masks_uri: str) -> str:
-    """Return a DuckDB line that finds the images with the most of one cluster."""
+def query_line(masks_uri: str, *, python: str = "python") -> str:
+    """Return a line for a shell that lets DuckDB find the images with the most of one cluster.
+
+    Args:
+        masks_uri: output of segment_bucket.py.
+        python: that has DuckDB, whose package brings no command of its own.
+    """
     folder = masks_uri.replace("'", "''")  # as SQL writes it
     source = f"'{folder}/masks/*.parquet'"
     query = (
@@ -182,7 +188,8 @@ def query_line(masks_uri: str) -> str:
         "FROM (SELECT image_uri, unnest(clusters) AS c FROM {source}) "
         "ORDER BY share DESC LIMIT 10"
     )
-    return f'duckdb -c "{query.format(source=source)}"'
+    shown = re.sub(r'(["$`\\])', r"\\\1", query.format(source=source))
+    return f"""{python} -c 'import duckdb, sys; duckdb.sql(sys.argv[1]).show()' "{shown}\""""
 
 
 def _quarantine(source: RunDirectory) -> list[tuple[str, str, str]]:

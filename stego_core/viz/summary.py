@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from stego_core.storage import fs
 from stego_core.storage.run import RunDirectory
@@ -29,10 +31,15 @@ def describe(run_uri: str, masks_uri: str) -> str:
             f"report      {masks_uri}/report/index.html  (open it in a browser)",
             "",
             "Which images show most of one cluster?",
-            f"  {query_line(masks_uri)}",
+            f"  {query_line(masks_uri, python=_this_python())}",
             "",
         ]
     )
+
+
+def _this_python() -> str:
+    """Return this interpreter as a shell of this folder names it."""
+    return shlex.quote(sys.executable.removeprefix(f"{Path.cwd()}/"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
