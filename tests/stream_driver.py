@@ -77,7 +77,7 @@ def mined_of(job: TrainJob) -> Mined:
     weights = resolve_weights(find_backbone(job.backbone.name), job.backbone.weights)
     dataset = open_dataset(job.data.root, job.data.split)
     manifest = read_manifest(f"{store}/manifest.parquet")
-    return Mined(dataset, manifest, store, True, key, weights)
+    return Mined(dataset, manifest, store, True, key, weights, job.backbone)
 
 
 def compare_reads(streamed: StreamedFeatures, stored, ahead: int, folder: Path) -> dict:

@@ -21,6 +21,7 @@ from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.evaluate_stages import EvaluateWorker, fetch_labelled, pass_on
 from stego_core.distributed.fetch import Prepare, SquareViews, WholeImage
+from stego_core.distributed.precision import settle_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import Stage, run_units
 from stego_core.errors import ImageProblem, InputError
@@ -120,11 +121,13 @@ class _Counted:
         totals: confusion matrix of each head, oriented [true, pred].
         images: cells of the clusters' confusion in each image with labels, by URI.
         unlabelled: images that could be decoded and have no usable label file.
+        precision: that all workers computed in.
     """
 
     totals: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
     unlabelled: int = 0
+    precision: str = ""
 
 
 def _count(
@@ -142,6 +145,7 @@ def _count(
     run.status("running", stage="evaluate")
     with connect(debug=job.debug):
         actors = plan_actors(job.actors)
+        found.precision = settle_precision(run, job.precision, is_kept=False)
         progress = Progress(run, stage="evaluate", total=manifest.num_images)
         receipts = run_units(
             lambda: [unit for unit in range(manifest.num_units) if unit not in done],
@@ -158,7 +162,7 @@ def _count(
                 EvaluateWorker,
                 {
                     "model": folder,
-                    "precision": job.precision,
+                    "precision": found.precision,
                     "device": actors.device,
                     "threads": actors.threads,
                     "job": job,
@@ -238,13 +242,8 @@ def _scored(
 
 
 def _rows(job: EvaluateJob, head: str, matching: str, scores: Scores) -> list[dict[str, Any]]:
-    common = {
-        "split": job.data.split,
-        "head": head,
-        "matching": matching,
-        "crf": job.crf,
-        "flip": job.flip,
-    }
+    common: dict[str, Any] = {"split": job.data.split, "head": head, "matching": matching}
+    common |= {"crf": job.crf, "flip": job.flip}
     clusters = {class_id: cluster for cluster, class_id in scores.matching.items()}
     rows: list[dict[str, Any]] = [
         common | {"metric": "miou", "value": scores.miou},
@@ -293,4 +292,5 @@ def _protocol(
         "predict": asdict(job.predict),
         "crf": job.crf,
         "flip": job.flip,
+        "precision": counted.precision,
     }

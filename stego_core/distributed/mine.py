@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 
+from stego_core.config.backbone import BackboneConfig
 from stego_core.config.load import dump_toml, fingerprint
 from stego_core.config.schema import MineJob
 from stego_core.datasets.demo import resolve_demo
@@ -25,6 +26,7 @@ from stego_core.distributed.estimate import (
 )
 from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.mine_stages import EmbedWorker, count_unit
+from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units
@@ -59,6 +61,7 @@ class Mined:
         is_stored: whether patch features are in it, or embeddings only.
         key: fingerprint of everything the features were computed from.
         weights: of the backbone.
+        backbone: its settings, with the precision that was taken.
     """
 
     dataset: Dataset
@@ -67,6 +70,7 @@ class Mined:
     is_stored: bool
     key: str
     weights: ResolvedWeights
+    backbone: BackboneConfig
 
 
 def plan_mine(job: MineJob) -> list[str]:
@@ -82,6 +86,8 @@ def plan_mine(job: MineJob) -> list[str]:
     size = store_bytes(job, record, len(files))
     units = -(-len(files) // _unit_images(job))
     done = RunDirectory(job.out, job="plan").read_json("mine.json") or {}
+    if job.backbone.precision == "auto":
+        job = _with_precision(job, told_precision(RunDirectory(job.out, job="plan")))
     reuse = done.get("record") == _record(job, digest_files(files))
     return [
         *lines,
@@ -138,6 +144,7 @@ def mine(
     plan_search(job.neighbors, len(files) * views_per_image(job), feature_width(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
+    job = _with_precision(job, settle_precision(run, job.backbone.precision))
     record = _record(job, digest_files(files))
     key = fingerprint(record, weights.sha256, is_stored)
     _drop_stale(run, key)
@@ -146,7 +153,7 @@ def mine(
     manifest = write_manifest(
         fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
     )
-    mined = Mined(dataset, manifest, store, is_stored, key, weights)
+    mined = Mined(dataset, manifest, store, is_stored, key, weights, job.backbone)
     _embed(job, run, mined, lease)
     views = read_views(store, manifest.num_units)
     _write_quarantine(job, run, views, manifest)
@@ -163,6 +170,11 @@ def mine(
         },
     )
     return mined
+
+
+def _with_precision(job: MineJob, precision: str) -> MineJob:
+    known = cast("Literal['auto', 'fp32', 'bf16']", precision)
+    return replace(job, backbone=replace(job.backbone, precision=known))
 
 
 def _unit_images(job: MineJob) -> int:

@@ -17,6 +17,7 @@ from stego_core.config.schema import SegmentJob
 from stego_core.datasets.demo import resolve_demo
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import WholeImage, fetch_unit
+from stego_core.distributed.precision import PRECISION, settle_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.segment_finish import finish_unit
 from stego_core.distributed.segment_stages import SegmentWorker
@@ -106,7 +107,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
 
 def _clear(run: RunDirectory) -> None:
     """Delete all results; what is left after any of these is an unfinished output."""
-    for name in (SUCCESS, NEXT, "masks", "_units", "manifest.parquet"):
+    for name in (SUCCESS, NEXT, PRECISION, "masks", "_units", "manifest.parquet"):
         fs.delete(run.path(name))
 
 
@@ -132,6 +133,7 @@ def _segment_units(
     card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
     patch = find_backbone(card["backbone"]["name"]).patch_size
     actors = plan_actors(job.actors)
+    precision = settle_precision(run, job.precision)
     done = manifest.num_images - sum(shards.num_images(unit) for unit in shards.pending())
     progress = Progress(run, stage="segment", total=manifest.num_images, done=done)
     run.status("running", stage="segment")
@@ -153,7 +155,7 @@ def _segment_units(
             SegmentWorker,
             {
                 "model": folder,
-                "precision": job.precision,
+                "precision": precision,
                 "device": actors.device,
                 "threads": actors.threads,
                 "job": job,

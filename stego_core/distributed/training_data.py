@@ -145,7 +145,7 @@ def stream_settings(job: TrainJob, mined: Mined, views: Views) -> StreamSettings
     patch = find_backbone(job.backbone.name).patch_size
     side = view_side(job.views, patch)
     return StreamSettings(
-        backbone=job.backbone,
+        backbone=mined.backbone,
         cutter=ViewCutter(side, job.views, job.limits, job.compat),
         images=ViewImages(views.image_ids, views.crops, _uris(mined)),
         # An embedding is the mean of a view's features.
@@ -160,7 +160,7 @@ def _uris(mined: Mined) -> dict[int, str]:
 
 def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
     return FromBackbone(
-        load_backbone(job.backbone, device=device),
+        load_backbone(mined.backbone, device=device),
         views,
         _uris(mined),
         config=job.views,
@@ -173,7 +173,7 @@ def trained_card(job: TrainJob, mined: Mined, views: Views, data: TrainData) -> 
     """Return `model.json` of a training."""
     return model_card(
         weights=mined.weights,
-        config=job.backbone,
+        config=mined.backbone,
         head=job.head,
         cluster_names=[f"cluster {number}" for number in range(job.clusters.total)],
         num_classes=data.num_classes,

@@ -139,7 +139,8 @@ def _prepare(
             mined[key] = mine(training, RunDirectory(uri, job="tune"), images, lease)
             if labelled is not None:
                 run.status("running", stage="labels")
-                stores[key] = store_labelled(job, trial.job, labelled)
+                alike = replace(trial.job, backbone=mined[key].backbone)
+                stores[key] = store_labelled(job, alike, labelled)
     actors = plan_actors(job.tune.parallel)
     return Study(
         uri=job.out,

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stego_core.errors import SchemaError
-from stego_core.storage import fs
 
 _KEY, _MARK = b"ARROW:schema", b"ARROW:extension:"
 _MAGIC = b"PAR1"
@@ -70,19 +69,6 @@ def plain_table(data: bytes, *, name: str = "a table") -> pa.Table:
     """
     refuse_extensions(pa.BufferReader(data), name=name)
     return pq.read_table(pa.BufferReader(data))
-
-
-def plain_rows(uri: str) -> list[dict[str, Any]]:
-    """Return the rows of a small table; none if there is no such file.
-
-    Raises:
-        SchemaError: if it is no Parquet, or names an extension type.
-    """
-    data = fs.read_if_exists(uri)
-    try:
-        return [] if data is None else plain_table(data, name=uri).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise SchemaError(f"{uri} is no Parquet: {str(error).splitlines()[0]}") from error
 
 
 def _footer(stream: Any) -> bytes:

@@ -18,12 +18,12 @@ from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_rows
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
 from stego_core.viz.confusion import read_confusion
 from stego_core.viz.numbers import percent
 from stego_core.viz.report import Failure, ReportFacts, ReportImage, write_report
+from stego_core.viz.tables import plain_rows
 
 logger = logging.getLogger(__name__)
 _MAX_SIDE = 640  # the report shows thumbnails: nothing larger is kept

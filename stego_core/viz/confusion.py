@@ -13,8 +13,8 @@ import numpy as np
 
 from stego_core.errors import SchemaError
 from stego_core.storage import fs
-from stego_core.storage.parquet import plain_rows
 from stego_core.viz.charts import INK, MUTED, heat_cell, svg, text
+from stego_core.viz.tables import plain_rows
 
 _MOST = 60  # classes; with more nothing can be read
 _CELL, _LEFT, _TOP, _RIGHT = 30, 130, 130, 66

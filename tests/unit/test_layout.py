@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import stat
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,12 @@ def test_every_package_says_what_it_is():
 def test_test_files_have_names_of_their_own():
     files = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(files) == len(set(files))
+
+
+def test_every_module_can_be_imported_first():
+    graph = pytest.importorskip("grimp").build_graph("stego_core")
+    needs = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(needs).prepare()  # a circle is an error that names it
+    circle = needs | {"stego_core.errors": {"stego_core.storage.fs"}}
+    with pytest.raises(CycleError):
+        TopologicalSorter(circle).prepare()

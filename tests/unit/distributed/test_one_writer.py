@@ -68,7 +68,8 @@ def test_mining_that_lost_its_lease_does_not_go_on(root, tmp_path, monkeypatch):
     monkeypatch.setattr(mine, "plan_actors", lambda *_, **__: plan)
     monkeypatch.setattr(mine, "run_units", lambda *_, **__: iter([{"statuses": {"ok": 1}}] * 3))
     manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=1)
-    mined = Mined(None, manifest, str(tmp_path / "store"), True, "key", None)
+    backbone = MineJob().backbone
+    mined = Mined(None, manifest, str(tmp_path / "store"), True, "key", None, backbone)
     run, lease = RunDirectory(str(tmp_path / "run"), job="mine"), Lease()
     mine._embed(MineJob(), run, mined, lease)
     lease.is_lost = True
