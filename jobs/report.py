@@ -10,8 +10,10 @@ from pathlib import Path
 # `ray job submit jobs/report.py` runs this file as it is: find the package next to it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from stego_core.config.load import dump_toml
 from stego_core.config.schema import ReportJob
 from stego_core.distributed.job import run_job
+from stego_core.storage import fs
 from stego_core.storage.run import RunDirectory
 
 
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from stego_core.viz.build import build_report
 
         build_report(job, directory)
+        # Last: a report that can't be made must not change what stands beside an older page.
+        fs.write_bytes(directory.path("config.resolved.toml"), dump_toml(job).encode())
 
     return run_job(
         ReportJob,

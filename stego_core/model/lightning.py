@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from stego_core.config.load import dump_toml
 from stego_core.config.method import HeadConfig
 from stego_core.config.schema import BackboneConfig, ImportJob
 from stego_core.errors import CheckpointError
@@ -96,6 +97,7 @@ def import_checkpoint(job: ImportJob, run: RunDirectory) -> None:
     if found.num_classes:
         tensors["linear.weight"] = tensors["linear.weight"].flatten(1)
     source = f"checkpoint {job.checkpoint.rpartition('/')[2]}"
+    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     data = safetensors.torch.save(state, {"source": source})
     fs.write_bytes(fs.join(folder, BACKBONE_FILE), data)
     card = model_card(

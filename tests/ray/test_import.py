@@ -52,7 +52,25 @@ def test_an_imported_model_segments_and_is_scored_without_the_baseline(
     assert not [name for name in metrics if name.startswith("baseline")]
     report = ["--masks", str(tmp_path / "m"), "--model", str(imported)]
     offline.run("report.py", *report)
-    assert "checkpoint c.ckpt" in (tmp_path / "m" / "report" / "index.html").read_text()
+    page = tmp_path / "m" / "report" / "index.html"
+    assert "checkpoint c.ckpt" in page.read_text()
+    first = page.read_bytes()
+    offline.run("report.py", "--config", str(page.with_name("config.resolved.toml")))
+    assert page.read_bytes() == first
+
+
+def test_the_resolved_configuration_of_an_import_makes_the_same_model(
+    offline: Cluster, tmp_path: Path
+) -> None:
+    path = save_checkpoint(tmp_path / "c.ckpt", state_dict("dino-vits16"))
+    offline.run("import_checkpoint.py", "--checkpoint", str(path), "--out", str(tmp_path / "a"))
+    config = str(tmp_path / "a" / "config.resolved.toml")
+    offline.run("import_checkpoint.py", "--config", config, "--out", str(tmp_path / "b"))
+    first, second = (
+        {p.name: p.read_bytes() for p in (tmp_path / run / "model").iterdir()} for run in "ab"
+    )
+    assert len(first) == 3
+    assert first == second
 
 
 def test_a_dry_run_says_what_is_in_the_file_and_leaves_nothing_behind(

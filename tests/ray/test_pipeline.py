@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -114,6 +115,12 @@ def test_a_finished_segmentation_is_left_alone_and_other_settings_are_refused(
     assert "flip differ" in refused.stderr
     assert files(out / "masks") == before
     assert status(out)["state"] == "done"
+    # The settings that it left make the same masks, on a Ray of this machine's size as well.
+    alone = replace(cluster, env=cluster.env | {"RAY_ADDRESS": "local"})
+    config, again = str(out / "config.resolved.toml"), tmp_path / "again"
+    done = alone.run("segment_bucket.py", "--config", config, "--out", str(again))
+    assert "started a local Ray" in done.stderr
+    assert files(again / "masks") == before
     cluster.run("segment_bucket.py", *common, "--flip", "--overwrite", "--out", str(out))
     assert files(out / "masks") != before
 
@@ -150,6 +157,10 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
     right = sum(row["accuracy"] * row["pixels"] for row in images)
     assert sum(row["pixels"] for row in images) == sum(pixels.to_pylist())
     assert right / sum(pixels.to_pylist()) == pytest.approx(metrics["cluster.accuracy"], abs=1e-3)
+    config, again = str(out / "config.resolved.toml"), tmp_path / "again"
+    cluster.run("evaluate.py", "--config", config, "--out", str(again))
+    assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
+    assert files(again / "metrics") == files(out / "metrics")
     cluster.run(
         "evaluate.py",
         *common,

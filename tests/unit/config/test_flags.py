@@ -20,6 +20,7 @@ from stego_core.config.schema import (
     ImportJob,
     MineJob,
     PrepareJob,
+    ReportJob,
     SegmentJob,
     TrainJob,
     TuneJob,
@@ -33,6 +34,7 @@ JOBS = {
     "tune": TuneJob,
     "segment": SegmentJob,
     "evaluate": EvaluateJob,
+    "report": ReportJob,
     "prepare": PrepareJob,
     "import": ImportJob,
     "chaos": ChaosJob,
@@ -54,6 +56,12 @@ def test_the_public_flags_are_those_of_the_snapshot():
     added = [line for line in actual if line not in expected]
     dropped = [line for line in expected if line not in actual]
     assert actual == expected, f"added {added}, dropped {dropped}; if this is meant: {COMMAND}"
+
+
+def test_every_job_script_is_in_the_snapshot():
+    scripts = (Path(__file__).parents[3] / "jobs").glob("*.py")
+    used = [re.findall(r"import (\w+Job)$", path.read_text(), re.MULTILINE) for path in scripts]
+    assert sorted(used) == sorted([kind.__name__] for kind in JOBS.values())
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -1,0 +1,98 @@
+"""What other programs read from a file of masks, where Ray and this package can't be imported.
+
+`python plain_readers.py FILE` prints JSON: for each reader that is installed, the rows in their
+order (status, label map, pixels of all clusters), and which modules of Ray and ours came in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+HIDDEN = ("ray", "stego_core")
+
+
+def label_map(data):
+    return None if data is None else np.asarray(Image.open(io.BytesIO(data))).tolist()
+
+
+def pixels(clusters):
+    return None if clusters is None else int(sum(one["pixels"] for one in clusters))
+
+
+def with_pyarrow(path):
+    import pyarrow.parquet as pq
+
+    for row in pq.read_table(path).to_pylist():
+        mask = row["mask"] or {"bytes": None}
+        yield row["status"], label_map(mask["bytes"]), pixels(row["clusters"])
+
+
+def with_duckdb(path):
+    import duckdb
+
+    areas = "(select sum(c.pixels) from (select unnest(clusters) as c))"
+    query = f"select status, mask.bytes, {areas} from '{path}' order by image_id"
+    for status, data, area in duckdb.sql(query).fetchall():
+        yield status, label_map(data), area and int(area)
+
+
+def with_polars(path):
+    import polars as pl
+
+    areas = pl.col("clusters").list.eval(pl.element().struct.field("pixels")).list.sum()
+    data = pl.col("mask").struct.field("bytes")
+    frame = pl.scan_parquet(path).select("status", data, areas=areas).collect()
+    for status, png, area in frame.rows():
+        yield status, label_map(png), area
+
+
+def with_pandas(path):
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    for status, mask, clusters in zip(
+        frame["status"], frame["mask"], frame["clusters"], strict=True
+    ):
+        yield status, label_map((mask or {"bytes": None})["bytes"]), pixels(clusters)
+
+
+def with_datasets(path):
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"HF_HOME": folder, "HF_HUB_OFFLINE": "1"}
+        from datasets import load_dataset
+
+        for row in load_dataset("parquet", data_files=path, split="train"):
+            # Decoded by `datasets`, as the file's metadata tells it to.
+            assert row["mask"] is None or isinstance(row["mask"], Image.Image)
+            shown = None if row["mask"] is None else np.asarray(row["mask"]).tolist()
+            yield row["status"], shown, pixels(row["clusters"])
+
+
+READERS = {
+    "pyarrow": with_pyarrow,
+    "duckdb": with_duckdb,
+    "polars": with_polars,
+    "pandas": with_pandas,
+    "datasets": with_datasets,
+}
+
+
+def main(path):
+    # Python refuses to import what is None here.
+    sys.modules |= dict.fromkeys(HIDDEN)
+    installed = [name for name in READERS if importlib.util.find_spec(name)]
+    found = {name: list(READERS[name](path)) for name in installed}
+    came = [name for name, there in sys.modules.items() if there and name.split(".")[0] in HIDDEN]
+    sys.stdout.write(json.dumps({"rows": found, "imported": came}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
