@@ -22,6 +22,7 @@ from stego_core.storage import fs
 from stego_core.storage.manifest import image_id
 
 SAMPLED_LABELS = 200  # label files read, so that a check of any data set takes seconds
+_SHOWN, _KEPT = 3, 100  # examples of a finding: in its line, and in the event
 _THREADS = 8
 _ASPECT_TOLERANCE = 0.02  # sizes rounded to whole pixels differ by less
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # those that are decoded later
@@ -35,12 +36,14 @@ class Finding:
     Attributes:
         kind: short name, as the event file has it.
         count: how often.
-        text: one line with the count and the first example.
+        text: one line with the count and the first examples.
+        examples: the first hundred.
     """
 
     kind: str
     count: int
     text: str
+    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,9 @@ def check_dataset(
 def _finding(kind: str, examples: list[str], text: str) -> Finding | None:
     if not examples:
         return None
-    line = f"{text.format(len(examples))}, the first: {examples[0]}"
-    return Finding(kind, len(examples), line)
+    shown = ", ".join(examples[:_SHOWN]) + (", ..." if len(examples) > _SHOWN else "")
+    line = f"{text.format(len(examples))}: {shown}"
+    return Finding(kind, len(examples), line, tuple(examples[:_KEPT]))
 
 
 def _look_into(

@@ -52,14 +52,14 @@ def check_data(
     files: Sequence[ListedFile],
     limits: ImageLimits,
 ) -> DataCheck:
-    """Check a data set, and say what is odd: a warning for each kind, and one event.
+    """Check a data set, and say what is odd: all in one warning, and in one event.
 
     Raises:
         InputError: if the labels folder can't be listed.
     """
     check = _check(data, dataset, files, limits)
-    for finding in check.findings:
-        logger.warning("data: %s", finding.text)
+    if check.findings:
+        logger.warning("%s", "\n".join(f"data: {finding.text}" for finding in check.findings))
     run.event("data/check", images_uri=dataset.images_uri, **asdict(check))
     return check
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stego_core.config.schema import ImageLimits
 from stego_core.datasets import check as check_module
-from stego_core.datasets.check import check_dataset
+from stego_core.datasets.check import _finding, check_dataset
 from stego_core.datasets.directory import open_dataset
 from stego_core.distributed.data import decoders
 from stego_core.storage import fs
@@ -70,11 +70,9 @@ def test_each_kind_of_oddness_is_one_finding_with_count_and_first_example(tmp_pa
         "other_shape": 1,
     }
     texts = {finding.kind: finding.text for finding in found.findings}
-    assert texts["images_without_label"] == "1 of 9 images have no label file, the first: 0.png"
-    assert texts["labels_without_image"].endswith(
-        "1 of 8 label files have no image, the first: 1.png"
-    )
-    assert texts["shared_label"].endswith("the first: 2.jpg and 2.webp")
+    assert texts["images_without_label"] == "1 of 9 images have no label file: 0.png"
+    assert texts["labels_without_image"].endswith("1 of 8 label files have no image: 1.png")
+    assert texts["shared_label"].endswith(": 2.jpg and 2.webp")
     assert "classes.txt names 2" in texts["unknown_class"]
     assert "30 x 20" not in texts["other_shape"].split("for")[0]
     assert not any("\n" in text for text in texts.values())
@@ -158,3 +156,10 @@ def test_the_shape_of_every_accepted_format_is_seen(kind, tmp_path):
     file = next(fs.list_files(str(tmp_path)))
     Image.init()
     assert check_module._image_size(file) == (20, 30)
+
+
+def test_many_of_a_kind_are_told_by_three_and_kept_by_a_hundred():
+    finding = _finding("odd", [f"{n}.png" for n in range(200)], "{} files are odd")
+    assert finding is not None
+    assert finding.text == "200 files are odd: 0.png, 1.png, 2.png, ..."
+    assert (finding.count, len(finding.examples)) == (200, 100)
