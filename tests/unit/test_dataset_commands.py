@@ -5,66 +5,21 @@ Those of the published rows that stand in docs/results.md and docs/operations.md
 
 from __future__ import annotations
 
-import re
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from dataset_commands import COMMANDS, commands, jobs_in, placed, prepared, value
+from lightning_files import save_checkpoint, state_dict
+from official_trees import COUNTS
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "datasets"))
-
-from lightning_files import save_checkpoint, state_dict  # noqa: E402 - found by the path above
-from official_trees import COUNTS, TREES  # noqa: E402 - found by the path above
-
-from stego_core.config.load import load_job  # noqa: E402
-from stego_core.config.schema import EvaluateJob, ImportJob, PrepareJob, TrainJob  # noqa: E402
-from stego_core.datasets.prepare import DATASETS, plan_prepare, prepare  # noqa: E402
-from stego_core.distributed.data import decoders  # noqa: E402
-from stego_core.distributed.evaluate import plan_evaluate  # noqa: E402
-from stego_core.distributed.train import plan_train  # noqa: E402
-from stego_core.model import lightning_layout  # noqa: E402
-from stego_core.model.lightning import import_checkpoint, plan_import  # noqa: E402
-from stego_core.storage.run import RunDirectory  # noqa: E402
-
-
-def jobs_in(page):
-    """Return the commands of a page of the documentation, without `python`."""
-    text = (ROOT / "docs" / page).read_text()
-    return [
-        shlex.split(line)[1:]
-        for block in re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL)
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("python jobs/") and "[--" not in line
-    ]
-
-
-COMMANDS = jobs_in("datasets.md")
-
-
-def commands(script):
-    return [command[1:] for command in COMMANDS if command[0] == f"jobs/{script}"]
-
-
-def value(command, flag):
-    return command[command.index(flag) + 1]
-
-
-def placed(command, tmp_path, source="SOURCE"):
-    places = {"DATA": str(tmp_path / "data"), "SOURCE": str(source), "runs": str(tmp_path / "runs")}
-    places["configs"] = str(ROOT / "configs")
-    names = "|".join(places)
-    return [re.sub(f"^({names})(?=/|$)", lambda m: places[m[1]], word) for word in command]
-
-
-def prepared(name, tmp_path, *, command=None):
-    (found,) = [c for c in commands("prepare_data.py") if value(c, "--dataset") == name]
-    argv = placed(command or found, tmp_path, TREES[name](tmp_path / "source"))
-    job = load_job(PrepareJob, argv, prog="prepare_data.py")
-    lines = plan_prepare(job)
-    prepare(job, RunDirectory(job.out, job="prepare_data"), decoders(job.limits))
-    return job, lines
+from stego_core.config.load import load_job
+from stego_core.config.schema import EvaluateJob, ImportJob, TrainJob
+from stego_core.datasets.prepare import DATASETS
+from stego_core.distributed.evaluate import plan_evaluate
+from stego_core.distributed.train import plan_train
+from stego_core.model import lightning_layout
+from stego_core.model.lightning import import_checkpoint, plan_import
+from stego_core.storage.run import RunDirectory
 
 
 def test_every_data_set_has_its_command():
