@@ -29,6 +29,9 @@ KEYS = (
     "linear.accuracy",
     "baseline_kmeans.miou",
     "baseline_kmeans.accuracy",
+    # Of the frozen features, where labels were there in training: what clusters are held against.
+    "baseline_linear.miou",
+    "baseline_linear.accuracy",
 )
 WAYS = ("", "--flip", "--predict.scales 0.75 1 1.25", "--crf")
 

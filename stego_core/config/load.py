@@ -224,22 +224,27 @@ def _clash(value: Mapping[str, Any], *paths: str, rule: str) -> str:
 def _check_options(value: Mapping[str, Any]) -> list[str]:
     """List the options of the method that do not fit together, one line each."""
     lines = []
+
+    def clash(*paths: str, rule: str) -> None:
+        lines.append(_clash(value, *paths, rule=rule))
+
     weights = ["loss.self.weight", "loss.random.weight"]
     if value.get("loss.energy") == "smooth" and not any(value[path] for path in weights):
-        lines.append(_clash(value, "loss.energy", *weights, rule="it has no other kinds of pairs"))
+        clash("loss.energy", *weights, rule="it has no other kinds of pairs")
     if value.get("loss.energy") == "concept" and value["loss.local"]:
-        lines.append(_clash(value, "loss.energy", "loss.local", rule="it has no pairs to mix"))
+        clash("loss.energy", "loss.local", rule="it has no pairs to mix")
     if value.get("predict.scales") == ():
-        lines.append(_clash(value, "predict.scales", rule="must name a size"))
+        clash("predict.scales", rule="must name a size")
     if value.get("clusters.over", 1) > 1 and value["clusters.refit"] == "none":
-        both = "clusters.over", "clusters.refit"
-        lines.append(_clash(value, *both, rule="the trained clusters can't be merged"))
+        clash("clusters.over", "clusters.refit", rule="the trained clusters can't be merged")
+    if value.get("clusters.alpha") and value["clusters.refit"] != "none":
+        clash("clusters.alpha", "clusters.refit", rule="a refit replaces the trained clusters")
+    if value.get("clusters.alpha") and value["loss.energy"] == "smooth":
+        clash("clusters.alpha", "loss.energy", rule="it trains clusters by its own loss")
     if value.get("clusters.passes") and value["clusters.refit"] != "kmeans":
-        both = "clusters.passes", "clusters.refit"
-        lines.append(_clash(value, *both, rule="only clusters of k-means can be passed over"))
+        clash("clusters.passes", "clusters.refit", rule="passes go over clusters of k-means only")
     if value.get("clusters.passes") and value["clusters.boost"] != "none":
-        both = "clusters.passes", "clusters.boost"
-        lines.append(_clash(value, *both, rule="passes would undo the boost"))
+        clash("clusters.passes", "clusters.boost", rule="passes would undo the boost")
     return lines
 
 

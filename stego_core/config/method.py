@@ -146,6 +146,10 @@ class ClustersConfig(Strict):
     """`kmeans`: after training, spherical k-means over the codes sets the clusters (labels are
     never used); `modularity`: clusters that maximise the modularity of the graph of codes, as
     CAUSE does; `none` keeps the probe that SGD trained, as the paper does."""
+    alpha: PositiveFloat | None = None
+    """Sharpness of the soft assignment that trains the probe, softmax(alpha * cosine) (the
+    original's `alpha` of its cluster probe); without it each code counts for its best cluster
+    alone, as in the paper. Only with `refit` = `none`: a refit starts from the codes."""
     boost: Literal["none", "primaps"] = "none"
     """`primaps` fits the clusters that the refit ends with to mask proposals of each image, as
     PriMaPs-EM does."""

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from stego_core.config.method import PairConfig
 from stego_core.config.schema import TrainJob
 from stego_core.loss.alignment import alignment_loss
-from stego_core.loss.correspondence import (
-    correspondence_loss,
-    correspondence_mean,
-)
+from stego_core.loss.correspondence import correspondence_loss, correspondence_mean
 from stego_core.loss.crf import crf_loss
 from stego_core.loss.local_positives import mix_neighbors
 from stego_core.loss.points import PointRows, locate, sample_rows
@@ -105,7 +102,7 @@ class Trainable(nn.Module):
         assert (job.loss.energy == "concept") == (concepts is not None)  # noqa: S101 - of our own
         self.concepts = None if concepts is None else ConceptEnergy(self.head, concepts)
         self._loss, self._compat, self._num_classes = job.loss, job.compat, num_classes
-        self._shifts = shifts
+        self._shifts, self._alpha = shifts, job.clusters.alpha
 
     @property
     def final_head(self) -> Head:
@@ -229,7 +226,7 @@ class Trainable(nn.Module):
 
     def _cluster_loss(self, code: Tensor) -> Tensor:
         if self.teacher is None:
-            return self.cluster_probe.loss(code)
+            return self.cluster_probe.loss(code, self._alpha)
         return prototype_loss(code, self.cluster_probe.clusters, self.teacher.shadow.clusters)
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:

@@ -1,57 +1,25 @@
-"""The commands of docs/datasets.md, on synthetic trees of the official layouts."""
+"""The commands of docs/datasets.md, on synthetic trees of the official layouts.
+
+Those of the published rows that stand in docs/results.md and docs/operations.md are the same ones.
+"""
 
 from __future__ import annotations
 
-import re
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from dataset_commands import COMMANDS, commands, jobs_in, placed, prepared, value
+from lightning_files import save_checkpoint, state_dict
+from official_trees import COUNTS
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "datasets"))
-
-from official_trees import COUNTS, TREES  # noqa: E402 - found by the path above
-
-from stego_core.config.load import load_job  # noqa: E402
-from stego_core.config.schema import EvaluateJob, PrepareJob, TrainJob  # noqa: E402
-from stego_core.datasets.prepare import DATASETS, plan_prepare, prepare  # noqa: E402
-from stego_core.distributed.data import decoders  # noqa: E402
-from stego_core.distributed.train import plan_train  # noqa: E402
-from stego_core.storage.run import RunDirectory  # noqa: E402
-
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "datasets.md").read_text(), re.DOTALL)
-COMMANDS = [
-    shlex.split(line)[1:]
-    for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("python jobs/")
-]
-
-
-def commands(script):
-    return [command[1:] for command in COMMANDS if command[0] == f"jobs/{script}"]
-
-
-def value(command, flag):
-    return command[command.index(flag) + 1]
-
-
-def placed(command, tmp_path, source="SOURCE"):
-    places = {"DATA": str(tmp_path / "data"), "SOURCE": str(source), "runs": str(tmp_path / "runs")}
-    places["configs"] = str(ROOT / "configs")
-    names = "|".join(places)
-    return [re.sub(f"^({names})(?=/|$)", lambda m: places[m[1]], word) for word in command]
-
-
-def prepared(name, tmp_path, *, command=None):
-    (found,) = [c for c in commands("prepare_data.py") if value(c, "--dataset") == name]
-    argv = placed(command or found, tmp_path, TREES[name](tmp_path / "source"))
-    job = load_job(PrepareJob, argv, prog="prepare_data.py")
-    lines = plan_prepare(job)
-    prepare(job, RunDirectory(job.out, job="prepare_data"), decoders(job.limits))
-    return job, lines
+from stego_core.config.load import load_job
+from stego_core.config.schema import EvaluateJob, ImportJob, TrainJob
+from stego_core.datasets.prepare import DATASETS
+from stego_core.distributed.evaluate import plan_evaluate
+from stego_core.distributed.train import plan_train
+from stego_core.model import lightning_layout
+from stego_core.model.lightning import import_checkpoint, plan_import
+from stego_core.storage.run import RunDirectory
 
 
 def test_every_data_set_has_its_command():
@@ -83,20 +51,56 @@ def test_the_commands_that_train_have_a_plan_on_the_prepared_tree(command, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_the_rows_of_the_issue_have_their_commands(script):
-    roots = [value(command, "--data.root") for command in commands(script)]
-    assert roots == [f"DATA/{n}" for n in ("cocostuff27", "cityscapes27", "potsdam3", "voc2012")]
+def outs(*scripts):
+    return [value(command, "--out") for script in scripts for command in commands(script)]
 
 
-@pytest.mark.parametrize("command", commands("evaluate.py"), ids=lambda c: value(c, "--data.root"))
-def test_the_commands_that_evaluate_score_what_was_trained(command, tmp_path):
-    job = load_job(EvaluateJob, placed(command, tmp_path), prog="evaluate.py")
-    assert job.data.split == "val"
-    trained = [value(c, "--out") for c in commands("train.py")]
-    assert value(command, "--model") in trained
-    is_of_paper = "voc" not in job.model
-    assert (job.crf, job.flip, job.predict.resolution) == (is_of_paper, is_of_paper, 320)
+def test_the_rows_of_the_issue_have_their_commands():
+    roots = [f"DATA/{n}" for n in ("cocostuff27", "cityscapes27", "potsdam3", "voc2012")]
+    assert [value(command, "--data.root") for command in commands("train.py")] == roots
+    assert {value(command, "--data.root") for command in commands("evaluate.py")} == {*roots}
+    models = [value(command, "--model") for command in commands("evaluate.py")]
+    assert sorted(models) == sorted(outs("train.py", "import_checkpoint.py"))
+
+
+def test_the_commands_of_the_released_checkpoint_are_the_same_on_all_pages():
+    released = [c for c in COMMANDS if any("released" in word for word in c)]
+    assert [c[0] for c in released] == ["jobs/import_checkpoint.py", "jobs/evaluate.py"]
+    for page in ("results.md", "operations.md"):
+        assert [c for c in jobs_in(page) if any("released" in word for word in c)] == released
+
+
+@pytest.mark.parametrize("command", commands("evaluate.py"), ids=lambda c: value(c, "--model"))
+def test_the_commands_that_evaluate_have_a_plan_on_the_prepared_tree(command, tmp_path):
+    name = Path(value(command, "--data.root")).name
+    prepared(name, tmp_path)
+    card = tmp_path / value(command, "--model") / "model" / "model.json"
+    card.parent.mkdir(parents=True)
+    card.write_text("{}")
+    job = load_job(EvaluateJob, [*placed(command, tmp_path), "--dry-run"], prog="evaluate.py")
+    lines = plan_evaluate(job)
+    images, labels = COUNTS[name]["val"]
+    assert f"model: {card.parent}" in lines
+    assert any(line.endswith(f"/imgs/val: {images}") for line in lines)
+    assert f"label files: {labels}, images with one: {labels} of {images}" in lines
+    is_of_paper = name != "voc2012"
+    assert lines[-1] == f"crf: {'dense, flip: on' if is_of_paper else 'off, flip: off'}"
+    assert (job.predict.resolution, job.compat.centre_crop) == (320, is_of_paper)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [card.parts[-3]]
+
+
+def test_the_command_that_imports_makes_the_model_that_is_evaluated(tmp_path, monkeypatch):
+    tiny = {(64, 16): ("vit_test", "test_vit")}
+    monkeypatch.setattr(lightning_layout, "ARCHITECTURES", lightning_layout.ARCHITECTURES | tiny)
+    (command,) = commands("import_checkpoint.py")
+    name = Path(value(command, "--checkpoint")).name
+    state = state_dict("test_vit", classes=27, clusters=27)
+    save_checkpoint(tmp_path / name, state, classes=27, model_type="vit_test")
+    argv = placed(command, tmp_path, tmp_path)
+    job = load_job(ImportJob, argv, prog="import_checkpoint.py")
+    assert "clusters: 27; classes of the linear probe: 27" in plan_import(job)
+    import_checkpoint(job, RunDirectory(job.out, job="import"))
+    assert (tmp_path / value(command, "--out") / "model" / "model.json").exists()
 
 
 def test_the_clusters_of_a_command_are_as_many_as_the_classes(tmp_path):

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality
+from stego_core.model.segmenter import BASELINE, BASELINE_LINEAR
+
+BASELINES = (BASELINE, BASELINE_LINEAR)
 
 
 @pytest.fixture
@@ -54,6 +57,10 @@ def test_each_model_is_evaluated_in_each_way(tmp_path: Path, calls: list[list[st
     assert result["percent"]["--crf"]["cluster.miou"]["mean"] == 10.0
     outs = [call[call.index("--out") + 1] for call in calls if call[0] == "evaluate.py"]
     assert len(set(outs)) == 12
+
+
+def test_all_heads_that_an_evaluation_scores_are_kept() -> None:
+    assert {key.split(".")[0] for key in quality.KEYS} == {"cluster", "linear", *BASELINES}
 
 
 def test_one_seed_has_no_standard_deviation() -> None:

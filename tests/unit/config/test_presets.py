@@ -15,7 +15,13 @@ from stego_core.model.registry import registry_names
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(CONFIGS.glob("*.toml"))
-DATA_SETS = ["cocostuff27-vits8", "cocostuff27-vitb8", "cityscapes27-vitb8", "potsdam3-vits8"]
+DATA_SETS = [
+    "cocostuff27-vits8",
+    "cocostuff27-vits8-october",
+    "cocostuff27-vitb8",
+    "cityscapes27-vitb8",
+    "potsdam3-vits8",
+]
 
 
 def job_type(path):
@@ -93,6 +99,12 @@ def test_the_paper_s_way_uses_none_of_this_project_s_departures(name):
             ("dino-vits8", 70, 27, "five"),
         ),
         (
+            "cocostuff27-vits8-october",
+            (0.67, 0.25, 0.63),
+            (0.08, 0.02, 0.16),
+            ("dino-vits8", 70, 27, "five"),
+        ),
+        (
             "cocostuff27-vitb8",
             (0.1, 1, 0.1538476246),
             (0.12, 0.2, 1),
@@ -125,6 +137,15 @@ def test_a_data_set_s_preset_sets_nothing_but_what_belongs_to_the_data_set(name)
     table = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
     assert table.keys() <= {"backbone", "views", "head", "loss", "train", "clusters"}
     assert table["loss"].keys() == {"self", "knn", "random"}
+
+
+def test_the_two_blocks_of_vit_s_on_cocostuff_differ_in_the_shift_of_random_pairs_alone():
+    newer, older = (
+        tomllib.loads((CONFIGS / f"cocostuff27-vits8{end}.toml").read_text())
+        for end in ("", "-october")
+    )
+    assert older["loss"]["random"].pop("shift") != newer["loss"]["random"].pop("shift")
+    assert older == newer
 
 
 def test_the_paper_s_evaluation_is_320_pixels_flipped_and_refined():

@@ -79,6 +79,54 @@ def test_merging_what_sgd_trained_is_refused():
         load_job(TrainJob, argv, prog="x")
 
 
+def planted(alpha):
+    """Train only the probe, one of whose vectors starts where no code is nearest to it.
+
+    Codes are features: three directions. Two vectors start near the first and the second, the last
+    at a right angle to all three; the third direction is a little nearer to the first vector.
+    """
+    maps, owner = field(noise=0.0)
+    job = train_job(
+        head={"kind": "none", "dropout": 0.0},
+        train={"steps": 300, "batch": 12, "checkpoint_every": 300},
+        clusters={"alpha": alpha, "refit": "none"},
+    )
+    directions = [maps.transpose(0, 2, 3, 1)[owner == number][0] for number in range(3)]
+    away = np.linalg.svd(np.stack(directions))[2][3]
+    start = np.stack([directions[0] + 0.1 * directions[2], directions[1], away])
+
+    def place(step, model):
+        model.cluster_probe.clusters.data.copy_(torch.from_numpy(start))
+
+    model = train(job, data_of(maps), LocalContext(), device="cpu", visit=place)
+    clusters = fit(job, model, data_of(maps))["clusters"]
+    directions = torch.from_numpy(np.stack(directions)).float()
+    return torch.from_numpy(start).float(), clusters, F.normalize(clusters, dim=1) @ directions.T
+
+
+def test_a_soft_assignment_finds_the_cluster_that_a_hard_one_never_moves():
+    start, hard, _ = planted(None)
+    assert torch.equal(hard[2], start[2])
+    _, _, cosines = planted(2.0)
+    assert cosines.argmax(1).tolist() == [0, 1, 2]
+    assert cosines.diagonal().min() > 0.9
+
+
+def test_a_refit_does_not_start_from_what_sgd_trained():
+    maps, _ = field()
+    job = train_job()
+    model = Trainable(job, channels=8, num_classes=0, shifts={}).eval()
+    first = fit(job, model, data_of(maps))["clusters"]
+    model.cluster_probe.clusters.data.neg_()
+    assert torch.equal(fit(job, model, data_of(maps))["clusters"], first)
+
+
+@pytest.mark.parametrize("argv", [[], ["--clusters.refit", "none", "--loss.energy", "smooth"]])
+def test_a_soft_assignment_that_would_change_nothing_is_refused(argv):
+    with pytest.raises(ConfigError, match=r"clusters\.alpha"):
+        load_job(TrainJob, ["--clusters.alpha", "2", *argv], prog="x")
+
+
 @pytest.mark.parametrize(
     "argv", [["--clusters.refit", "modularity"], ["--clusters.boost", "primaps"]]
 )

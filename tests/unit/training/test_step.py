@@ -69,7 +69,11 @@ def defined(job, model, batch, shifts):
     cosines = torch.nn.functional.cosine_similarity(
         code.detach()[:, None], model.cluster_probe.clusters[None, :, :, None, None], dim=2
     )
-    out["cluster"] = -cosines.max(1).values.mean()
+    alpha = job.clusters.alpha
+    shares = (cosines == cosines.max(1, keepdim=True).values).float()
+    if alpha is not None:
+        shares = (alpha * cosines).exp() / (alpha * cosines).exp().sum(1, keepdim=True)
+    out["cluster"] = -(shares * cosines).sum(1).mean()
     weights = {kind: getattr(job.loss, kind).weight for kind in shifts}
     out["total"] = out["cluster"] + sum(weights[k] * out[k] for k in shifts)
     return out
@@ -77,10 +81,17 @@ def defined(job, model, batch, shifts):
 
 @pytest.mark.parametrize(
     "flags",
-    [{}, {"pointwise": False}, {"zero_clamp": False}, {"stabilize": True}, {"negatives": 4}],
+    [
+        {},
+        {"loss": {"pointwise": False}},
+        {"loss": {"zero_clamp": False}},
+        {"loss": {"stabilize": True}},
+        {"loss": {"negatives": 4}},
+        {"clusters": {"alpha": 3.0, "refit": "none"}},
+    ],
 )
 def test_the_losses_are_those_of_the_definition_and_so_are_their_gradients(flags):
-    job = train_job(loss=flags)
+    job = train_job(**flags)
     model, again = model_of(job), model_of(job)
     batch = batch_of(job)
     losses, expected = model(batch), defined(job, again, batch, SHIFTS)
