@@ -15,9 +15,9 @@ from s3_store import BUCKET, KEY_ID, SECRET, Store, needs_server
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3, needs_server]
 
 OUT = f"s3://{BUCKET}/soak"
-# With this seed the first three faults are a driver, a node and a head: after the last, a cluster
-# that is started anew must know the bucket, too.
-FAULTS = ["--seed", "331", "--faults.rounds", "1", "--faults.per-round", "3"]
+# With this seed a head is the first to die, while the job is at work: a cluster that is started
+# anew must know the bucket, too.
+FAULTS = ["--seed", "20", "--faults.rounds", "1", "--faults.per-round", "3"]
 FAULTS += ["--faults.mean-s", "5", "--faults.kinds", "driver", "node", "head"]
 
 
@@ -35,7 +35,7 @@ def test_a_short_soak_from_bucket_to_bucket_loses_nothing(store: Store, tmp_path
     logs = "".join(store.read(key).decode() for key in keys if key.endswith(".log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     record = json.loads(store.read("soak/chaos.json"))
-    assert record["faults_by_kind"] == {"driver": 1, "node": 1, "head": 1}
+    assert record["faults_by_kind"]["head"] > 0
     counts = {"expected": 24, "found": 24, "lost": 0, "duplicated": 0, "changed": 0}
     assert record["rows"] == counts
     status = json.loads(store.read("soak/status.json"))
