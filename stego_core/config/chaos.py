@@ -22,6 +22,7 @@ class FaultsConfig(Strict):
     per_round: NonNegative = 10
     """Faults of one round; after the last, the job is left to end."""
     mean_s: PositiveFloat = 4.0
-    """Mean seconds between faults; the times are drawn."""
+    """Mean seconds between faults; the times are drawn. With `out` in a store, a job waits 40 s for
+    the lease of a driver that was killed; faults of that time hit a cluster at rest."""
     minutes: PositiveFloat = 60.0
     """No new round is started after this time."""

@@ -241,7 +241,7 @@ class ChaosJob(_Job):
     """Segment or train again and again under injected faults; count what is lost or changed."""
 
     out: str = "runs/chaos"
-    """Local folder of the rounds' outputs and of `chaos.json`."""
+    """Folder or URI of the rounds' outputs and of `chaos.json`."""
     target: Literal["segment", "train"] = "segment"
     """The job that is disturbed. A training starts for many seconds: give `train` a mean time
     between faults of 15 s or more, or it gets nowhere before the last of them."""

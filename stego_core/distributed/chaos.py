@@ -20,10 +20,11 @@ from typing import Any
 from stego_core.config.load import dump_toml
 from stego_core.config.schema import ChaosJob, SegmentJob, TrainJob
 from stego_core.distributed.chaos_cluster import GivenCluster, LocalCluster, Victims
+from stego_core.distributed.chaos_desk import keep, local_folder
 from stego_core.distributed.chaos_targets import Found, make_target
 from stego_core.errors import ClusterError, StegoError
 from stego_core.storage import fs
-from stego_core.storage.lease import hold
+from stego_core.storage.lease import Lease, hold
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -91,15 +92,15 @@ def soak(job: ChaosJob, run: RunDirectory, *, jobs: Path) -> None:
     Raises:
         StegoError: if a result was lost, duplicated or changed; the summary is there.
         CheckpointError: if another soak writes there.
-        ClusterError: if a job does not end.
+        ClusterError: if a job does not end, or another soak took the output over.
     """
-    with hold(job.out):
+    with hold(job.out) as lease, local_folder(run) as folder:
         # As Ctrl-C does: nobody else would end the cluster.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        _soak(job, run, jobs)
+        _soak(job, run, jobs, folder, lease)
 
 
-def _soak(job: ChaosJob, run: RunDirectory, jobs: Path) -> None:
+def _soak(job: ChaosJob, run: RunDirectory, jobs: Path, folder: Path, lease: Lease) -> None:
     target = make_target(job, run)
     for name in ("calm", *(f"round-{number:03d}" for number in range(job.faults.rounds))):
         fs.delete(run.path(name))
@@ -110,12 +111,13 @@ def _soak(job: ChaosJob, run: RunDirectory, jobs: Path) -> None:
     started_s = time.monotonic()
     try:
         script = jobs / target.script
-        calm = _Round(job, target.into(run.path("calm")), run, script)
+        calm = _Round(job, target.into(run.path("calm")), run, script, folder)
         calm.finish(victims, rng, Tally(), faults=0)
         expected = target.found(run.path("calm"))
         while rounds < job.faults.rounds and time.monotonic() - started_s < job.faults.minutes * 60:
+            lease.check()
             out = run.path(f"round-{rounds:03d}")
-            one = _Round(job, target.into(out), run, script)
+            one = _Round(job, target.into(out), run, script, folder)
             one.finish(victims, rng, tally, faults=job.faults.per_round)
             rounds += 1
             _compare(target.found(out), expected, tally)
@@ -146,36 +148,60 @@ def _compare(found: Found, expected: Found, tally: Tally) -> None:
 
 
 class _Round:
-    """One output: the job is started until it ends well, and disturbed while it runs."""
+    """One output: the job is started until it ends well, and disturbed while it runs.
+
+    Args:
+        job: the settings of the soak.
+        one: the job that is disturbed.
+        run: where the soak writes.
+        script: what runs that job.
+        folder: `local_folder` of the run.
+    """
 
     def __init__(
-        self, job: ChaosJob, one: SegmentJob | TrainJob, run: RunDirectory, script: Path
+        self,
+        job: ChaosJob,
+        one: SegmentJob | TrainJob,
+        run: RunDirectory,
+        script: Path,
+        folder: Path,
     ) -> None:
         self._job, self._run = job, run
         name = one.out.rpartition("/")[2]
-        config = fs.local_path(run.path(f"{name}.toml"))
-        config.parent.mkdir(parents=True, exist_ok=True)
+        config, self._log_file = folder / f"{name}.toml", folder / f"{name}.log"
         config.write_text(dump_toml(one))
+        keep(run, config)
         self._command = [sys.executable, str(script), "--config", str(config)]
-        self._log = fs.local_path(run.path(f"{name}.log")).open("ab")
+        self._log = self._log_file.open("ab")
 
     def finish(self, victims: Victims, rng: random.Random, tally: Tally, *, faults: int) -> None:
-        """Inject the faults, then let the job end; start it again whenever it died."""
+        """Inject the faults, then let the job end; start it again whenever it died.
+
+        Raises:
+            ClusterError: if it does not end well, however often it is started.
+        """
+        try:
+            with self._log:
+                self._finish(victims, rng, tally, faults)
+        finally:
+            keep(self._run, self._log_file)
+
+    def _finish(self, victims: Victims, rng: random.Random, tally: Tally, faults: int) -> None:
         failures = 0
-        with self._log:
-            while True:
-                driver = self._start(victims)
-                while faults and self._lives(driver, rng.expovariate(1 / self._job.faults.mean_s)):
-                    faults -= self._inject(driver, victims, rng, tally)
-                code = driver.wait()
-                if code == 0:
-                    return  # perhaps too quick for all of its faults: the others don't count
-                if code > 0:
-                    failures += 1
-                    tally.failures[str(code)] += 1
-                    logger.info("the job ended with exit code %d; starting it again", code)
-                if failures > _MAX_STARTS:
-                    raise ClusterError(f"the job failed {failures} times: {self._log.name}")
+        while True:
+            driver = self._start(victims)
+            while faults and self._lives(driver, rng.expovariate(1 / self._job.faults.mean_s)):
+                faults -= self._inject(driver, victims, rng, tally)
+            code = driver.wait()
+            if code == 0:
+                return  # perhaps too quick for all of its faults: the others don't count
+            if code > 0:
+                failures += 1
+                tally.failures[str(code)] += 1
+                logger.info("the job ended with exit code %d; starting it again", code)
+            if failures > _MAX_STARTS:
+                log = self._run.path(self._log_file.name)
+                raise ClusterError(f"the job failed {failures} times: {log}")
 
     def _start(self, victims: Victims) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - our own script
