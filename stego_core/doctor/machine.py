@@ -8,10 +8,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from stego_core.doctor.findings import Finding, State
@@ -36,9 +38,18 @@ Usage = Callable[[str], tuple[int, int, int]]
 """Total, used and free bytes of the file system of a path, as `shutil.disk_usage` gives them."""
 
 
-def check_python() -> Iterator[Finding]:
-    """Tell the interpreter and the system."""
-    yield Finding("python", State.OK, f"{platform.python_version()} on {platform.platform()}")
+def check_python(distribution: str = _DISTRIBUTION) -> Iterator[Finding]:
+    """Tell the interpreter and the system; what is too old for this project is a failure."""
+    found = f"{platform.python_version()} on {platform.platform()}"
+    stated = ""
+    with suppress(metadata.PackageNotFoundError):  # `check_packages` says so
+        stated = metadata.metadata(distribution).get("Requires-Python") or ""
+    if SpecifierSet(stated).contains(platform.python_version(), prereleases=True):
+        yield Finding("python", State.OK, found)
+    else:
+        advice = f"make .venv anew with Python {stated}"
+        code = ConfigError.exit_code
+        yield Finding("python", State.FAIL, f"{found}; {stated} is needed", advice, code)
 
 
 def check_packages(distribution: str = _DISTRIBUTION) -> Iterator[Finding]:

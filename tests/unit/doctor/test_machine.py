@@ -26,11 +26,21 @@ def test_this_machine_passes_what_the_tests_need_of_it():
     assert machine.available_memory() > GIB // 2
 
 
-def install(folder: Path, name: str, requires: list[str]) -> None:
+def test_a_python_that_is_too_old_is_told_with_what_to_do(tmp_path, monkeypatch):
+    install(tmp_path, "some-future-product", [], python=">=4.2")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finding = one(machine.check_python("some-future-product"))
+    assert (finding.state, finding.exit_code) == (State.FAIL, 2)
+    assert finding.found.endswith("; >=4.2 is needed")
+    assert finding.advice == "make .venv anew with Python >=4.2"
+    assert one(machine.check_python("no-such-product")).state is State.OK
+
+
+def install(folder: Path, name: str, requires: list[str], python: str = ">=3.11") -> None:
     """Make the metadata of an installed distribution, as pip leaves them."""
     path = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     path.mkdir()
-    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0"]
+    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Python: {python}"]
     lines += [f"Requires-Dist: {one}" for one in requires]
     (path / "METADATA").write_text("\n".join(lines) + "\n")
 
