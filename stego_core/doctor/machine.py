@@ -43,7 +43,7 @@ def check_python(distribution: str = _DISTRIBUTION) -> Iterator[Finding]:
     found = f"{platform.python_version()} on {platform.platform()}"
     stated = ""
     with suppress(metadata.PackageNotFoundError):  # `check_packages` says so
-        stated = metadata.metadata(distribution).get("Requires-Python") or ""
+        stated = str(metadata.metadata(distribution).json.get("requires_python", ""))
     if SpecifierSet(stated).contains(platform.python_version(), prereleases=True):
         yield Finding("python", State.OK, found)
     else:
