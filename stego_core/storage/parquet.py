@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stego_core.errors import SchemaError
-from stego_core.storage import fs
 
 _KEY, _MARK = b"ARROW:schema", b"ARROW:extension:"
 _MAGIC = b"PAR1"
@@ -78,6 +77,8 @@ def plain_rows(uri: str) -> list[dict[str, Any]]:
     Raises:
         SchemaError: if it is no Parquet, or names an extension type.
     """
+    from stego_core.storage import fs  # which imports this module: whichever comes first must load
+
     data = fs.read_if_exists(uri)
     try:
         return [] if data is None else plain_table(data, name=uri).to_pylist()

@@ -40,6 +40,40 @@ def long_functions(tree, limit):
     return [(function, lines) for function, lines in sizes if lines > limit]
 
 
+def imported_at_load(path):
+    """Return the files of the package that a module imports as it is loaded."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = {ROOT / (name.replace(".", "/") + ".py") for name in names}
+    return files & set(SOURCES)
+
+
+def circles(imports):
+    """Return the modules that reach themselves through imports."""
+    found = []
+    for start in imports:
+        seen, left = set(), list(imports[start])
+        while left:
+            module = left.pop()
+            if module not in seen:
+                seen.add(module)
+                left += imports[module]
+        found += [start] if start in seen else []
+    return found
+
+
+def test_no_modules_import_each_other_as_they_are_loaded():
+    """Else one of them can't be the first: a worker that started with it died of ImportError."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    imports = {path: imported_at_load(path) for path in SOURCES}
+    assert sum(map(len, imports.values())) > 100
+    assert [name(path) for path in circles(imports)] == []
+
+
 def test_there_is_something_to_look_at():
     assert len(SOURCES) > 30
     assert len(JOBS) >= 5
