@@ -33,12 +33,14 @@ class Options:
         model: run directory of a trained model, with its feature store.
         data: labelled data (`imgs/`, `labels/`), or None.
         repeats: how often each side is measured.
+        run: name of the run, the same for all benchmarks that are started together.
     """
 
     images: str = "runs/demo-images"
     model: str = "runs/demo"
     data: str | None = None
     repeats: int = 3
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Row:
         unit: of the values: `x` (times), `%` (values are shares, 0.85 = 85 %), or a plain unit.
         facts: sizes, rates and whatever else a reader needs to judge the ratio; JSON.
         note: one sentence for the table, such as why a bar is missed.
+        needs_data: whether the row is measured only where `--data` is given.
     """
 
     what: str
@@ -64,6 +67,7 @@ class Row:
     unit: str = "x"
     facts: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    needs_data: bool = False
 
     @property
     def value(self) -> float:
@@ -119,6 +123,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     found.add_argument("--model", default=default.model, help="run directory of a trained model")
     found.add_argument("--data", default=default.data, help="labelled data (imgs/, labels/)")
     found.add_argument("--repeats", type=int, default=default.repeats)
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    found.add_argument("--run", default=now, help="name of the run in the table; its start")
     return found
 
 
@@ -131,22 +137,44 @@ def run(name: str, doc: str | None, measure: Callable[[Options], list[Row]]) -> 
     facts = machine()
     started_s = time.perf_counter()
     rows = measure(options)
-    write(name, rows, facts, time.perf_counter() - started_s)
+    write(name, rows, facts, time.perf_counter() - started_s, options)
     for row in rows:
         print(line(row))
 
 
-def write(name: str, rows: list[Row], facts: dict[str, Any], took_s: float) -> None:
-    """Write the result file of a benchmark."""
+def write(
+    name: str, rows: list[Row], facts: dict[str, Any], took_s: float, options: Options
+) -> None:
+    """Write the result file of a benchmark, unless nothing was measured.
+
+    Without `--data`, rows of an earlier run that need it are kept, with that run's facts.
+    """
+    path = RESULTS / f"{name}.json"
+    if not rows:
+        print(f"{name}: nothing measured, {path.name} stays as it is")
+        return
+    earlier = json.loads(path.read_text()) if path.exists() and options.data is None else {}
     content = {
         "benchmark": name,
+        "run": options.run,
         "seconds": round(took_s, 1),
         "machine": facts,
         "rows": [asdict(row) for row in rows],
+        "earlier": _with_data(earlier, measured={row.what for row in rows}),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2, default=float) + "\n")
+
+
+def _with_data(result: dict[str, Any], *, measured: set[str]) -> list[dict[str, Any]]:
+    """Return a result, and those kept in it, cut down to the rows that need `--data`."""
+    kept = []
+    for one in [result, *result.get("earlier", [])]:
+        rows = [row for row in one.get("rows", []) if row.get("needs_data")]
+        rows = [row for row in rows if row["what"] not in measured]
+        if rows:
+            kept.append({**one, "rows": rows, "earlier": []})
+    return kept
 
 
 def line(row: Row) -> str:

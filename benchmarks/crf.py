@@ -1,4 +1,7 @@
-"""The fast CRF beside pydensecrf on the same unaries of real images, 27 clusters, one thread each.
+"""Our CRFs beside pydensecrf on the same unaries of real images, 27 clusters, one thread each.
+
+Fast is what `--crf` runs. Exact is the same mean field without its shortcuts: all clusters told
+apart, every message computed; it is slow and runs on fewer of the images.
 
 The model's codes of the images are clustered into 27 by spherical k-means, whatever the model's
 own number, and made into unaries as `segment_bucket.py` makes them, at 320² pixels of area. With
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,13 +30,15 @@ from stego_core.distributed.fetch import WholeImage
 from stego_core.images.decode import ImageFailure, decode_image, decode_label
 from stego_core.images.geometry import resize_labels
 from stego_core.inference.crf import DENSE, FAST, refine, upsampled_log_probs
+from stego_core.inference.mean_field import refine_mean_field
 from stego_core.metrics.confusion import confusion_matrix
 from stego_core.metrics.scores import score_clusters, scored_classes
 from stego_core.model.kmeans import spherical_kmeans
 from stego_core.model.segmenter import Segmenter, load_segmenter
 from stego_core.storage.manifest import list_images
 
-CLUSTERS, RESOLUTION, TIMED, SCORED = 27, 320, 8, 120
+CLUSTERS, RESOLUTION, TIMED, SCORED, EXACTLY = 27, 320, 8, 120, 40
+EXACT = "exact"
 _Item = TypeVar("_Item")
 _PER_IMAGE = 200  # tokens that k-means sees
 
@@ -108,49 +114,81 @@ def times(unaries: Unaries, repeats: int) -> list[Row]:
     ]
 
 
-def agreement(unaries: Unaries, labels: dict[str, str]) -> list[Row]:
-    """Return the rows of equal pixels and, where there are labels, of the change of mIoU."""
-    equal = []
-    confusions = {method: np.zeros((256, CLUSTERS), np.int64) for method in (DENSE, FAST)}
-    for index, path in enumerate(unaries.paths):
-        pixels, log_probs = unaries[index]
-        maps = {method: refine(pixels, log_probs, method) for method in (DENSE, FAST)}
-        equal.append(float((maps[DENSE] == maps[FAST]).mean()))
-        if path not in labels or not Path(labels[path]).exists():
-            continue
-        truth = decode_label(Path(labels[path]).read_bytes(), ImageLimits())
-        if isinstance(truth, ImageFailure):
-            continue
-        for method, label_map in maps.items():
+@dataclass(slots=True)
+class _Compared:
+    """What was counted of a method and pydensecrf on the same images.
+
+    Attributes:
+        equal: share of equal pixels of each image.
+        confusions: of the method and of pydensecrf, over the images with labels.
+    """
+
+    equal: list[float] = field(default_factory=list)
+    confusions: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, method: str, found: np.ndarray, dense: np.ndarray, truth: object) -> None:
+        """Count an image; `truth` is its label map, or anything else where there is none."""
+        self.equal.append(float((found == dense).mean()))
+        if not isinstance(truth, np.ndarray):
+            return
+        for name, label_map in ((method, found), (DENSE, dense)):
             sized = resize_labels(label_map, *truth.shape)
-            confusions[method] += confusion_matrix(
-                truth, sized, num_classes=256, num_clusters=CLUSTERS
-            )
-    rows = [
-        Row(
-            what="pixels of the fast CRF equal to pydensecrf's",
+            counts = confusion_matrix(truth, sized, num_classes=256, num_clusters=CLUSTERS)
+            self.confusions[name] = self.confusions.get(name, 0) + counts
+
+    def rows(self, method: str) -> list[Row]:
+        """Return the rows of equal pixels and, where there are labels, of the change of mIoU."""
+        facts = {"images": len(self.equal), "least": min(self.equal)}
+        quartile = np.quantile(self.equal, 0.25)
+        pixels = Row(
+            what=f"pixels of the {method} CRF equal to pydensecrf's",
             against="all pixels",
             bar=0.995,
-            values=[float(np.mean(equal))],
+            values=[float(np.mean(self.equal))],
             unit="%",
-            facts={"images": len(equal), "least": min(equal), "quartile": np.quantile(equal, 0.25)},
+            facts={**facts, "quartile": quartile},
+            note=f"{len(self.equal)} images, one value",
         )
-    ]
-    if confusions[DENSE].any():
-        classes = scored_classes(DataConfig(ignore_classes=(255,)), confusions[DENSE])
-        scores = {m: score_clusters(c, classes=classes).miou for m, c in confusions.items()}
-        rows.append(
-            Row(
-                what="mIoU of the fast CRF, difference",
-                against="mIoU of pydensecrf",
-                bar=0.1,
-                values=[abs(scores[FAST] - scores[DENSE])],
-                direction="at most",
-                unit="points",
-                facts={"images": len(equal), **scores},
-            )
+        if not self.confusions:
+            return [pixels]
+        classes = scored_classes(DataConfig(ignore_classes=(255,)), self.confusions[DENSE])
+        scores = {m: score_clusters(c, classes=classes).miou for m, c in self.confusions.items()}
+        miou = Row(
+            what=f"mIoU of the {method} CRF, difference",
+            against="mIoU of pydensecrf",
+            bar=0.1,
+            values=[abs(scores[method] - scores[DENSE])],
+            direction="at most",
+            unit="points",
+            facts={"images": len(self.equal), **scores},
+            note=f"{len(self.equal)} images, one value",
+            needs_data=True,
         )
-    return rows
+        return [pixels, miou]
+
+
+def refine_exactly(pixels: np.ndarray, log_probs: Tensor) -> np.ndarray:
+    """Return the labels of the mean field in torch without shortcuts."""
+    image = torch.from_numpy(np.array(pixels))
+    found = refine_mean_field(image, log_probs, tolerance=torch.inf, is_exact=True)
+    labels: np.ndarray = found.numpy().astype(np.uint8)
+    return labels
+
+
+def agreement(unaries: Unaries, labels: dict[str, str]) -> list[Row]:
+    """Return the rows of both methods, the exact one's of a part of the images."""
+    compared = {FAST: _Compared(), EXACT: _Compared()}
+    exactly = set(spread(range(len(unaries)), EXACTLY))
+    for index, path in enumerate(unaries.paths):
+        pixels, log_probs = unaries[index]
+        truth = None
+        if path in labels and Path(labels[path]).exists():
+            truth = decode_label(Path(labels[path]).read_bytes(), ImageLimits())
+        dense = refine(pixels, log_probs, DENSE)
+        compared[FAST].add(FAST, refine(pixels, log_probs, FAST), dense, truth)
+        if index in exactly:
+            compared[EXACT].add(EXACT, refine_exactly(pixels, log_probs), dense, truth)
+    return [row for method, one in compared.items() for row in one.rows(method)]
 
 
 def measure(options: Options) -> list[Row]:

@@ -58,7 +58,7 @@ def without_ray(images: str, model: str, out: str) -> None:
 
 def measure(options: Options) -> list[Row]:
     """Return the row."""
-    ratios, local_s, ray_s, events = [], [], [], []
+    ratios, local_s, ray_s = [], [], []
     with tempfile.TemporaryDirectory() as folder, connect():
         images = gather(options.images, _IMAGES, folder)
         few = gather(options.images, 8, folder)
@@ -68,7 +68,7 @@ def measure(options: Options) -> list[Row]:
             out = f"{folder}/local-{repeat}"
             local_s.append(seconds(lambda out=out: without_ray(images, options.model, out)))
             job = segment_job(images, options.model, f"{folder}/ray-{repeat}")
-            ray_s.append(seconds(lambda job=job: events.append(run_segment(job))))
+            ray_s.append(seconds(lambda job=job: run_segment(job)))
             ratios.append(ray_s[-1] / local_s[-1])
     return [
         Row(
@@ -80,7 +80,6 @@ def measure(options: Options) -> list[Row]:
             facts={
                 "without_ray_s": [round(value, 2) for value in local_s],
                 "with_ray_s": [round(value, 2) for value in ray_s],
-                "steady_images_per_s": [event["steady_images_per_s"] for event in events],
             },
         )
     ]

@@ -31,17 +31,25 @@ BENCHMARKS = (
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the table and a line on each machine that its rows come from."""
-    rows = [line(Row(**row)) for result in results for row in result["rows"]]
-    machines: dict[str, list[str]] = {}
-    for result in results:
-        facts = result["machine"]
+    """Return the table and a line on each run and machine that its rows come from."""
+    parts = [part for result in results for part in (result, *result.get("earlier", []))]
+    rows = [line(Row(**row)) for part in parts for row in part["rows"]]
+    origins: dict[str, list[str]] = {}
+    for part in parts:
+        facts = part["machine"]
         bf16 = [flag for flag in facts["instructions"] if "bf16" in flag] or ["no bf16"]
         packages = ", ".join(f"{n} {facts['packages'][n]}" for n in ("torch", "ray"))
         text = f"{facts['cpu']}, {facts['cores']} cores ({', '.join(bf16)}), {packages}"
-        machines.setdefault(text, []).append(f"{result['benchmark']} ({result['seconds']:.0f} s)")
-    where = [f"{text}: {', '.join(names)}." for text, names in machines.items()]
-    return "\n".join([HEAD, *rows, "", *where])
+        text = f"Run of {part.get('run') or 'unknown time'}, {text}"
+        origins.setdefault(text, []).append(_name(part, is_kept=part not in results))
+    where = [f"{text}: {', '.join(names)}." for text, names in origins.items()]
+    return "\n".join([HEAD, *rows, "", "\n\n".join(where)])
+
+
+def _name(part: dict[str, Any], *, is_kept: bool) -> str:
+    if is_kept:  # some rows of that run only
+        return f"{part['benchmark']} (only: {'; '.join(row['what'] for row in part['rows'])})"
+    return f"{part['benchmark']} ({part['seconds']:.0f} s)"
 
 
 def render(document: str, results: list[dict[str, Any]]) -> str:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.run_all [--skip schedule] [--only crf knn]
 
-A benchmark that fails or runs too long keeps its older result file, and the exit code is 1.
+A benchmark that fails or runs too long keeps its older result file, and the exit code is 1. One
+that measured nothing keeps it, too; below the table stands which run rows are of.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main() -> int:
     arguments.add_argument("--skip", nargs="+", choices=render.BENCHMARKS, default=[])
     found = arguments.parse_args()
     shared = ["--images", found.images, "--model", found.model, "--repeats", str(found.repeats)]
+    shared += ["--run", found.run]
     if found.data:
         shared += ["--data", found.data]
     failed = []

@@ -2,9 +2,12 @@
 
 Bare: the same backbone, precision and cores on tensors that were decoded and resized beforehand,
 nothing else, a batch per thread, in batches of 8 as the job or of 4, whichever is faster. The job's
-rate is given twice: the steady one, the slope of images done over time after the first two work
-units (`segment/done` in events.jsonl), and that of the whole process, from the start of Python to
+rate is given twice: the steady one, between the first and the last round of work units
+(`segment/done` in events.jsonl), and that of the whole process, from the start of Python to
 its end. Both take turns on the same images.
+
+One and two actors have one thread each and the same number of work units each, so each count of
+actors runs as long as the other; the bare loop on one and on two threads stands beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from statistics import median
 
 import ray
 
@@ -28,35 +32,48 @@ from benchmarks.segmentation import (
 from stego_core.distributed.cluster import ActorPlan, connect
 from stego_core.model.segmenter import load_segmenter
 
-_IMAGES, _ACTOR_IMAGES = 512, 256
+_IMAGES, _IMAGES_PER_ACTOR = 1024, 512  # 32 work units, 16 for each actor
+_BARE_IMAGES, _ONE_THREAD_IMAGES = 256, 64
+_REPEATS = 2  # at most
 _BATCHES = (8, 4)
 
 
+class _Bare:
+    """The backbone alone on prepared images of a folder."""
+
+    def __init__(self, model: str, images: str) -> None:
+        self._segmenter = load_segmenter(model)
+        self.precision = self._segmenter.backbone.precision
+        self._layouts = [prepared_batches(images, self._segmenter, size) for size in _BATCHES]
+        backbone_rate(self._segmenter, self._layouts[0][:2], CORES)  # warm
+
+    def rate(self, threads: int, count: int) -> float:
+        """Return the images per second of the faster layout, `count` images for each thread."""
+        rates = []
+        for layout, size in zip(self._layouts, _BATCHES, strict=True):
+            batches = layout[:: max(1, len(layout) * size // count)]  # of all shapes
+            rates.append(backbone_rate(self._segmenter, batches * threads, threads))
+        return max(rates)
+
+
 def measure(options: Options) -> list[Row]:
-    """Return the rows."""
+    """Return the rows; a repeat takes minutes, so there are at most two."""
+    model, repeats = options.model, min(options.repeats, _REPEATS)
     with tempfile.TemporaryDirectory() as folder:
         images = gather(options.images, _IMAGES, folder)
-        rows = _beside_bare(options, images, folder)
-        some = gather(options.images, _ACTOR_IMAGES, folder)
-        return [*rows, _two_actors(options, some, folder)]
+        some = gather(options.images, _IMAGES_PER_ACTOR, folder)
+        bare = _Bare(model, some)
+        rows = _beside_bare(model, images, folder, bare, repeats=repeats)
+        return [*rows, _two_actors(model, {1: some, 2: images}, folder, bare, repeats=repeats)]
 
 
-def _beside_bare(options: Options, images: str, folder: str) -> list[Row]:
-    segmenter = load_segmenter(options.model)
-    layouts = [prepared_batches(images, segmenter, size) for size in _BATCHES]
-    backbone_rate(segmenter, layouts[0][:2], CORES)  # warm
-    bare, steady, stage, process = [], [], [], []
-    for repeat in range(options.repeats):
-        half = len(layouts[0]) // 2
-        bare.append(
-            max(
-                backbone_rate(segmenter, layouts[0][:half], CORES),
-                backbone_rate(segmenter, layouts[1][: 2 * half], CORES),
-            )
-        )
+def _beside_bare(model: str, images: str, folder: str, bare: _Bare, *, repeats: int) -> list[Row]:
+    bare_rates, steady, stage, process = [], [], [], []
+    for repeat in range(repeats):
+        bare_rates.append(bare.rate(CORES, _BARE_IMAGES // CORES))
         out = f"{folder}/masks-{repeat}"
         command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py"), "--input", images]
-        command += ["--model", options.model, "--out", out]
+        command += ["--model", model, "--out", out]
         took_s = seconds(
             lambda command=command: subprocess.run(command, check=True, capture_output=True)
         )
@@ -66,15 +83,15 @@ def _beside_bare(options: Options, images: str, folder: str) -> list[Row]:
         process.append(event["images"] / took_s)
     facts = {
         "images": _IMAGES,
-        "precision": segmenter.backbone.precision,
-        "bare_images_per_s": [round(rate, 2) for rate in bare],
+        "precision": bare.precision,
+        "bare_images_per_s": [round(rate, 2) for rate in bare_rates],
         "steady_images_per_s": steady,
         "with_start_of_actors_images_per_s": stage,
         "process_images_per_s": [round(rate, 2) for rate in process],
     }
 
     def shares(rates: list[float]) -> list[float]:
-        return [rate / one for rate, one in zip(rates, bare, strict=True)]
+        return [rate / one for rate, one in zip(rates, bare_rates, strict=True)]
 
     return [
         Row(
@@ -97,24 +114,37 @@ def _beside_bare(options: Options, images: str, folder: str) -> list[Row]:
     ]
 
 
-def _two_actors(options: Options, images: str, folder: str) -> Row:
-    ratios, rates = [], []
+def _two_actors(
+    model: str,
+    inputs: dict[int, str],
+    folder: str,
+    bare: _Bare,
+    *,
+    repeats: int,
+) -> Row:
+    """Return the row of two actors beside one; `inputs` has the images for each count."""
+    rates: dict[str, list[list[float]]] = {"steady": [], "bare": []}
     with connect():
         free = ray.cluster_resources()["CPU"] - 1
-        for repeat in range(options.repeats):
-            pair = []
-            for count in (1, 2):
+        for repeat in range(repeats):
+            rates["bare"].append([bare.rate(count, _ONE_THREAD_IMAGES) for count in inputs])
+            rates["steady"].append([])
+            for count, images in inputs.items():
                 plan = ActorPlan(count, num_cpus=free / 2 - 0.01, num_gpus=0, threads=1)
-                job = segment_job(images, options.model, f"{folder}/actors-{repeat}-{count}")
-                pair.append(float(run_segment(job, plan)["steady_images_per_s"]))
-            ratios.append(pair[1] / pair[0])
-            rates.append(pair)
+                job = segment_job(images, model, f"{folder}/actors-{repeat}-{count}")
+                rates["steady"][-1].append(float(run_segment(job, plan)["steady_images_per_s"]))
+    ratios = {name: [two / one for one, two in pairs] for name, pairs in rates.items()}
     return Row(
-        "segment_bucket with two actors of one thread",
-        "with one",
+        "segment_bucket with two actors of one thread, steady rate",
+        "with one of one thread",
         1.8,
-        ratios,
-        facts={"images": _ACTOR_IMAGES, "steady_images_per_s": rates},
+        ratios["steady"],
+        facts={
+            "images_per_actor": _IMAGES_PER_ACTOR,
+            "steady_images_per_s": rates["steady"],
+            "bare_images_per_s_of_one_and_two_threads": rates["bare"],
+        },
+        note=f"the bare backbone loop: {median(ratios['bare']):.3g} times on two threads",
     )
 
 

@@ -1,10 +1,11 @@
-"""What mining and segmenting a pile of images takes on a given cluster, from measured costs.
+"""What mining a pile of images takes on a given cluster, from measured costs.
 
     python -m benchmarks.simulate --images 100000000 --accelerators 64
 
 The costs of a stage are seconds and bytes per image of one worker, from `results/stage_costs.json`
 or from the command line; docs/scaling.md says where they come from and what was checked. Stages of
-one job run side by side, so the slowest sets the pace. Nothing here measures anything.
+one job run side by side, so the slowest sets the pace. There is no stage for training or
+segmentation. Nothing here measures anything.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from stego_core.distributed.evaluate_stages import EvaluateWorker, fetch_labelle
 from stego_core.distributed.fetch import Prepare, SquareViews, WholeImage
 from stego_core.distributed.precision import settle_precision
 from stego_core.distributed.progress import Progress
-from stego_core.distributed.units import Stage, run_units
+from stego_core.distributed.units import Stage, run_units, units_at_once
 from stego_core.errors import ImageProblem, InputError
 from stego_core.inference.crf import require_crf
 from stego_core.metrics.images import image_scores
@@ -146,7 +146,9 @@ def _count(
     with connect(debug=job.debug):
         actors = plan_actors(job.actors)
         found.precision = settle_precision(run, job.precision, is_kept=False)
-        progress = Progress(run, stage="evaluate", total=manifest.num_images)
+        progress = Progress(
+            run, stage="evaluate", total=manifest.num_images, at_once=units_at_once(actors)
+        )
         receipts = run_units(
             lambda: [unit for unit in range(manifest.num_units) if unit not in done],
             fetch=Stage(

@@ -29,7 +29,7 @@ from stego_core.distributed.mine_stages import EmbedWorker, count_unit
 from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
-from stego_core.distributed.units import Stage, run_units
+from stego_core.distributed.units import Stage, run_units, units_at_once
 from stego_core.errors import InputError, TooManyFailures
 from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
 from stego_core.model.registry import find_backbone
@@ -218,7 +218,8 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
         return
     actors = plan_actors(job.workers, at_least=job.min_workers)
     done = max(0, manifest.num_images - left * _unit_images(job))
-    progress = Progress(run, stage="mine", total=manifest.num_images, done=done)
+    at_once = units_at_once(actors)
+    progress = Progress(run, stage="mine", total=manifest.num_images, at_once=at_once, done=done)
     run.status("running", stage="mine")
     side = view_side(job.views, find_backbone(job.backbone.name).patch_size)
     receipts = run_units(

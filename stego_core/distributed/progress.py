@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-
-import numpy as np
+from collections.abc import Sequence
 
 from stego_core.errors import ImageProblem
 from stego_core.storage.run import RunDirectory
@@ -13,7 +12,7 @@ from stego_core.storage.run import RunDirectory
 logger = logging.getLogger(__name__)
 _LINE_EVERY_S = 10.0
 _STATUS_EVERY_S = 2.0
-_WARM_UNITS, _MIN_UNITS = 2, 4  # what the steady rate leaves out, and needs
+_MIN_ROUNDS = 2  # of units in work at once that a steady rate is taken over
 
 
 class Progress:
@@ -23,11 +22,14 @@ class Progress:
         run: where status and events go.
         stage: name of the stage.
         total: images of the whole job.
+        at_once: units in work at a time, in all actors together.
         done: images that earlier runs did.
     """
 
-    def __init__(self, run: RunDirectory, *, stage: str, total: int, done: int = 0) -> None:
-        self._run, self._stage, self._total = run, stage, total
+    def __init__(
+        self, run: RunDirectory, *, stage: str, total: int, at_once: int, done: int = 0
+    ) -> None:
+        self._run, self._stage, self._total, self._at_once = run, stage, total, at_once
         self._before = self._done = done
         self._ok = 0
         self._started_s = time.monotonic()
@@ -51,8 +53,7 @@ class Progress:
     def finish(self) -> None:
         """Record the stage's throughput, with the start of its actors and without.
 
-        `steady_images_per_s` is the slope of images done over time, without the first units, which
-        wait for actors to start; null for fewer than six units.
+        `steady_images_per_s` is that of `steady_rate`, null for too few units.
         """
         new = self._done - self._before
         elapsed_s = time.monotonic() - self._started_s
@@ -63,15 +64,8 @@ class Progress:
             new=new,
             elapsed_s=round(elapsed_s, 3),
             images_per_s=round(new / max(elapsed_s, 1e-9), 3),
-            steady_images_per_s=self._steady_rate(),
+            steady_images_per_s=steady_rate(self._done_at, at_once=self._at_once),
         )
-
-    def _steady_rate(self) -> float | None:
-        settled = self._done_at[_WARM_UNITS:]
-        if len(settled) < _MIN_UNITS or settled[0][0] == settled[-1][0]:
-            return None
-        times, images = zip(*settled, strict=True)
-        return round(float(np.polyfit(times, images, 1)[0]), 3)
 
     def _line(self, now_s: float) -> None:
         new = self._done - self._before
@@ -87,3 +81,32 @@ class Progress:
             new - self._ok,
             (self._total - self._done) / max(rate, 1e-9),
         )
+
+
+def steady_rate(done_at: Sequence[tuple[float, int]], *, at_once: int) -> float | None:
+    """Return the images per second of a stage between its start and its end.
+
+    Units that are in work together share threads, so they may end together: the count then rises in
+    steps, as often as not one step too high or too low. A span of whole rounds, each as many units
+    as are in work at once, holds the same work wherever it begins. The rate is that of such
+    spans, as long as there are, one beginning at each unit of a round.
+
+    Units of the first round waited for actors to start. While the last round is done, actors run
+    out of work, and the last unit may be a short one. Neither is looked at.
+
+    Args:
+        done_at: seconds, and images done until then, at the end of each unit.
+        at_once: units in work at a time, in all actors together.
+
+    Returns:
+        Null for fewer than `5 * at_once - 1` units.
+    """
+    settled = done_at[at_once - 1 : -at_once]
+    rounds = len(settled) // at_once - 1
+    if rounds < _MIN_ROUNDS:
+        return None
+    span = rounds * at_once
+    ends = list(zip(settled, settled[span:], strict=False))
+    took_s = sum(late - early for (early, _), (late, _) in ends)
+    images = sum(after - before for (_, before), (_, after) in ends)
+    return round(images / took_s, 3) if took_s > 0 else None

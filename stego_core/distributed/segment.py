@@ -22,7 +22,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.segment_finish import finish_unit
 from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
-from stego_core.distributed.units import Stage, run_units
+from stego_core.distributed.units import Stage, run_units, units_at_once
 from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
@@ -137,7 +137,8 @@ def _segment_units(
     actors = plan_actors(job.actors)
     precision = settle_precision(run, job.precision)
     done = manifest.num_images - sum(shards.num_images(unit) for unit in shards.pending())
-    progress = Progress(run, stage="segment", total=manifest.num_images, done=done)
+    at_once = units_at_once(actors)
+    progress = Progress(run, stage="segment", total=manifest.num_images, at_once=at_once, done=done)
     run.status("running", stage="segment")
     receipts = run_units(
         shards.pending,

@@ -76,6 +76,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
+def units_at_once(actors: ActorPlan) -> int:
+    """Return how many units are in work at a time, in all actors together."""
+    return _AT_A_TIME * actors.count
+
+
 def _fetch(row: pa.Table, *, stage: Stage, ledger: Any) -> pa.Table:
     unit = row["unit"][0].as_py()
     deaths = ray.get(ledger.begin.remote(unit))
