@@ -43,7 +43,7 @@ def root(tmp_path):
     return folder
 
 
-def test_warnings_and_one_event_tell_what_is_odd(root, tmp_path, caplog, monkeypatch):
+def test_one_warning_and_one_event_tell_what_is_odd(root, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("stego_core"), "propagate", True)
     (root / "labels/val/1.png").unlink()
     (root / "labels/val/2.png").write_bytes(b"broken")
@@ -52,9 +52,10 @@ def test_warnings_and_one_event_tell_what_is_odd(root, tmp_path, caplog, monkeyp
     run = RunDirectory(str(tmp_path / "out"), job="test")
     with caplog.at_level(logging.WARNING, "stego_core"):
         check_data(run, data, dataset, select_images(data, dataset), ImageLimits())
-    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
-        "data: 1 of 6 images have no label file",
-        "data: 1 of 5 label files looked into can't be read and count as missing",
+    (record,) = caplog.records
+    assert [line.split(":")[1] for line in record.getMessage().splitlines()] == [
+        " 1 of 6 images have no label file",
+        " 1 of 5 label files looked into can't be read and count as missing",
     ]
     (line,) = (tmp_path / "out/events.jsonl").read_text().splitlines()
     event = json.loads(line)
