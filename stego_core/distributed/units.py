@@ -7,6 +7,7 @@ actors and however often a job is resumed (docs/adr/0003).
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -141,6 +142,8 @@ def run_units(
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
             logger.warning("Ray failed after %d units; going on with the rest", done)
             time.sleep(min(2**attempt, 30))
+        # The error's frames hold the failed plan, whose actors hold CPUs until it is collected.
+        gc.collect()
 
 
 def _planned(actors: ActorPlan, attempt: int) -> ActorPlan:
