@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import http.client
 import random
+import select
 import socket
 import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
+# What is drawn from. "denied" and "stall" are only chosen: no repetition ends the one, and the
+# other takes as long as a request may.
 FAULTS = ("slow_down", "internal_error", "reset", "cut_short", "delay", "lost_answer")
+_ANSWERS = {
+    "slow_down": (503, "SlowDown"),
+    "internal_error": (500, "InternalError"),
+    "denied": (403, "AccessDenied"),
+}
+_LONGEST_STALL_S = 120
 _XML = (
     '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code>'
     "<Message>injected</Message><RequestId>0</RequestId></Error>"
@@ -26,6 +37,7 @@ class FaultProxy:
         port: of the server.
         rate: share of the requests that fail.
         seed: of the draws.
+        choose: method and path of a request → the fault that it meets, or None for a draw.
 
     Attributes:
         is_down: while set, every connection is reset.
@@ -33,8 +45,15 @@ class FaultProxy:
         requests: seen so far.
     """
 
-    def __init__(self, port: int, *, rate: float, seed: int = 0) -> None:
-        self.port, self.rate, self.is_down = port, rate, False
+    def __init__(
+        self,
+        port: int,
+        *,
+        rate: float = 0,
+        seed: int = 0,
+        choose: Callable[[str, str], str | None] = lambda method, path: None,
+    ) -> None:
+        self.port, self.rate, self.choose, self.is_down = port, rate, choose, False
         self.faults: Counter[str] = Counter()
         self.requests = 0
         self._rng, self._lock = random.Random(seed), threading.Lock()
@@ -54,14 +73,14 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def fault(self) -> str | None:
-        """Draw what happens to a request."""
+    def fault(self, method: str, path: str) -> str | None:
+        """Choose or draw what happens to a request."""
         with self._lock:
             self.requests += 1
-            kind = None
+            kind = None if self.is_down else self.choose(method, path)
             if self.is_down:
                 kind = "reset"
-            elif self._rng.random() < self.rate:
+            elif kind is None and self._rng.random() < self.rate:
                 kind = self._rng.choice(FAULTS)
             if kind:
                 self.faults["down" if self.is_down else kind] += 1
@@ -77,13 +96,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self._body()
-        kind = self.proxy.fault()
+        kind = self.proxy.fault(self.command, urlsplit(self.path).path)
         if kind == "reset":
             self._reset()
-        elif kind == "slow_down":
-            self._answer(503, {}, _XML.format(code="SlowDown").encode())
-        elif kind == "internal_error":
-            self._answer(500, {}, _XML.format(code="InternalError").encode())
+        elif kind == "stall":
+            self._wait_until_the_client_gives_up()
+        elif kind in _ANSWERS:
+            status, code = _ANSWERS[kind]
+            self._answer(status, {}, _XML.format(code=code).encode())
         else:
             if kind == "delay":
                 time.sleep(0.5)
@@ -135,6 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2] if is_cut else content)
         if is_cut:
             self._reset()
+
+    def _wait_until_the_client_gives_up(self) -> None:
+        # Readable means closed: a client asks nothing more before it has an answer.
+        select.select([self.connection], [], [], _LONGEST_STALL_S)
+        self.close_connection = True
 
     def _reset(self) -> None:
         # Closing without lingering sends RST instead of FIN.

@@ -6,8 +6,10 @@ nothing else of the store: endpoint and region come from the driver.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pyarrow as pa
@@ -30,6 +33,9 @@ needs_server = pytest.mark.skipif(
 )
 BUCKET = "pictures"
 KEY_ID, SECRET = "AKIAPLANTEDKEYID0001", "planted/Secret+0123456789"
+# A second pair of the same owner, for a profile.
+PROFILE_KEY_ID, PROFILE_SECRET = "AKIAPLANTEDPROFILE01", "planted/profile/secret+0001"
+ROLE = "arn:aws:iam::role/visitor"  # whose keys are temporary and come with a session token
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,29 @@ class Store:
     client: Any
     where: dict[str, str]  # environment: what a driver says of the store
     credentials: dict[str, str]
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.where["AWS_ENDPOINT_URL"]).port
+        assert port is not None
+        return port
+
+    def temporary_credentials(self) -> dict[str, str]:
+        """Environment with keys of the role; the server takes them with their token only."""
+        sts = boto3.client(
+            "sts",
+            endpoint_url=self.where["AWS_ENDPOINT_URL"],
+            region_name="us-east-1",
+            aws_access_key_id=KEY_ID,
+            aws_secret_access_key=SECRET,
+        )
+        keys = sts.assume_role(RoleArn=ROLE, RoleSessionName="tests")["Credentials"]
+        return {
+            "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": keys["SessionToken"],
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
     def keys(self, prefix: str = "") -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
@@ -55,19 +84,47 @@ class Store:
 
 
 def server_command(folder: Path, ports: list[int]) -> list[str]:
-    pair = {"accessKey": KEY_ID, "secretKey": SECRET}
+    pairs = [(KEY_ID, SECRET), (PROFILE_KEY_ID, PROFILE_SECRET)]
+    keys = [{"accessKey": key_id, "secretKey": secret} for key_id, secret in pairs]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities = [{"name": "tests", "credentials": [pair], "actions": actions}]
+    identities = [{"name": "tests", "credentials": keys, "actions": actions}]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    (folder / "roles.json").write_text(json.dumps(_roles()))
     command = [str(WEED), "-logtostderr=true", "server", f"-dir={folder}/volumes", "-filer", "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=50"]
     command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder}/s3.json"]
+    command += [f"-s3.iam.config={folder}/roles.json"]
     for part, port, grpc in zip(
         ("master", "volume", "filer", "s3"), ports[::2], ports[1::2], strict=True
     ):
         command += [f"-{part}.port={port}", f"-{part}.port.grpc={grpc}"]
     return command
+
+
+def _roles() -> dict[str, Any]:
+    """What the server needs to know to hand out temporary keys of one role that may do all."""
+
+    def document(**statement: object) -> dict[str, Any]:
+        return {"Version": "2012-10-17", "Statement": [{"Effect": "Allow"} | statement]}
+
+    role = {
+        "roleName": ROLE.rpartition("/")[2],
+        "roleArn": ROLE,
+        "attachedPolicies": ["all"],
+        "trustPolicy": document(Principal="*", Action=["sts:AssumeRole"]),
+    }
+    return {
+        "sts": {
+            "tokenDuration": "1h",
+            "maxSessionLength": "1h",
+            "issuer": "tests",
+            "signingKey": base64.b64encode(secrets.token_bytes(32)).decode(),
+        },
+        "policy": {"defaultEffect": "Deny", "storeType": "memory"},
+        "policies": [{"name": "all", "document": document(Action=["s3:*"], Resource=["*"])}],
+        "roles": [role],
+    }
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from fault_proxy import FAULTS, FaultProxy
@@ -31,19 +30,17 @@ def command(model: Path, out: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def calm(store: Store, s3_cluster: Cluster, model: Path) -> dict[str, bytes]:
+    """Masks of an undisturbed run."""
     s3_cluster.run(*command(model, "calm"))
-    return masks(store, "calm")
+    found = masks(store, "calm")
+    assert found
+    return found
 
 
 def masks(store: Store, out: str) -> dict[str, bytes]:
+    """The bytes of every file of masks, by name."""
     keys = store.keys(f"{out}/masks/")
     return {key.removeprefix(f"{out}/"): store.read(key) for key in keys}
-
-
-def server_port(store: Store) -> int:
-    port = urlsplit(store.where["AWS_ENDPOINT_URL"]).port
-    assert port is not None
-    return port
 
 
 @pytest.mark.parametrize(
@@ -58,7 +55,7 @@ def test_a_share_of_failing_requests_changes_no_byte(
     rate: float, calm: dict[str, bytes], store: Store, s3_cluster: Cluster, model: Path
 ) -> None:
     out = f"faults-{100 * rate:g}"
-    with FaultProxy(server_port(store), rate=rate) as proxy:
+    with FaultProxy(store.port, rate=rate) as proxy:
         behind(proxy, s3_cluster).run(*command(model, out))
     assert masks(store, out) == calm
     assert store.keys(f"{out}/_SUCCESS")
@@ -69,24 +66,73 @@ def test_a_share_of_failing_requests_changes_no_byte(
         assert set(proxy.faults) == set(FAULTS)
 
 
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_store_that_is_away_for_a_while_is_waited_for(
-    calm: dict[str, bytes], store: Store, s3_cluster: Cluster, model: Path
+    seconds: int, calm: dict[str, bytes], store: Store, s3_cluster: Cluster, model: Path
 ) -> None:
-    with FaultProxy(server_port(store), rate=0) as proxy:
+    out = f"away-{seconds}"
+    with FaultProxy(store.port) as proxy:
 
         def go_away() -> None:
-            while not store.keys("away/manifest.parquet"):
+            while not store.keys(f"{out}/manifest.parquet"):
                 time.sleep(0.05)
             proxy.is_down = True
-            time.sleep(8)
+            time.sleep(seconds)
             proxy.is_down = False
 
         thread = threading.Thread(target=go_away, daemon=True)
         thread.start()
-        behind(proxy, s3_cluster).run(*command(model, "away"))
+        behind(proxy, s3_cluster).run(*command(model, out))
         thread.join()
-    assert masks(store, "away") == calm
+    assert masks(store, out) == calm
+    assert store.keys(f"{out}/_SUCCESS")
     assert proxy.faults["down"] > 0
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"picture-005.png": "denied"},
+        pytest.param(
+            {"picture-005.png": "denied", "picture-021.png": "slow_down"},
+            marks=pytest.mark.slow,  # what may pass is asked for for two and a half minutes
+        ),
+    ],
+    ids=["refused", "failing"],
+)
+def test_objects_that_can_not_be_read_are_quarantined_each_with_its_reason(
+    kinds: dict[str, str], store: Store, s3_cluster: Cluster, model: Path
+) -> None:
+    source, out, gone = f"some-{len(kinds)}", f"some-{len(kinds)}-out", "picture-033.png"
+    for key in store.keys("data/imgs/train/"):
+        store.client.put_object(
+            Bucket=BUCKET, Key=f"{source}/{Path(key).name}", Body=store.read(key)
+        )
+
+    def choose(method: str, path: str) -> str | None:
+        name = Path(path).name
+        if name == gone:  # it was listed, and is about to be read
+            store.client.delete_object(Bucket=BUCKET, Key=f"{source}/{gone}")
+        return kinds.get(name)
+
+    with FaultProxy(store.port, choose=choose) as proxy:
+        where = ["--input", f"s3://{BUCKET}/{source}", "--out", f"s3://{BUCKET}/{out}"]
+        job = ["segment_bucket.py", *where, "--model", str(model), *SEGMENT]
+        behind(proxy, s3_cluster).run(*job)
+    reasons = {"denied": "read_denied", "slow_down": "read_failed"}
+    expected = {name: reasons[kind] for name, kind in kinds.items()} | {gone: "vanished"}
+    rows = statuses(store, f"{out}/masks/")
+    assert len(rows) == 40
+    assert [(name, status) for name, status in rows if status != "ok"] == sorted(expected.items())
+    assert statuses(store, f"{out}/quarantine.parquet", "reason") == sorted(expected.items())
+    status = json.loads(store.read(f"{out}/status.json"))
+    assert (status["state"], status["exit_code"]) == ("done", 0)
+
+
+def statuses(store: Store, prefix: str, column: str = "status") -> list[tuple[str, str]]:
+    """Names of pictures and what became of them, in order."""
+    rows = store.table(prefix).select(["image_uri", column]).to_pylist()
+    return sorted((Path(row["image_uri"]).name, row[column]) for row in rows)
 
 
 @pytest.mark.slow
@@ -96,7 +142,7 @@ def test_a_training_waits_for_a_bucket_that_is_away_for_a_minute(
     root, out = f"s3://{BUCKET}/data", f"s3://{BUCKET}/train-away"
     job = ["train.py", "--data.root", root, "--out", out, *TRAIN]
     downs = {}
-    with FaultProxy(server_port(store), rate=0) as proxy:
+    with FaultProxy(store.port) as proxy:
 
         def go_away(prefix: str, seconds: float) -> None:
             while not store.keys(f"train-away/{prefix}"):
@@ -148,7 +194,7 @@ def test_the_lease_of_a_bucket_outlives_beats_that_do_not_reach_it(
         assert isinstance(count, int)
         return count
 
-    with FaultProxy(server_port(store), rate=0) as proxy:
+    with FaultProxy(store.port) as proxy:
         settings = store.where | store.credentials | {"AWS_ENDPOINT_URL": proxy.url}
         for name, value in settings.items():
             monkeypatch.setenv(name, value)

@@ -1,6 +1,7 @@
 """Planted credentials appear in nothing that a run leaves: outputs, logs, Ray's session, dashboard.
 
-The nodes have the keys in their environment and in a profile, as people give them. Everything is
+All are used: the nodes have temporary keys with a session token in their environment, as a role
+gives them, and drivers have lasting keys there or a profile with keys of its own. Everything is
 searched for their text: the terminal, every file of the runs and of Ray's session folder, every
 object of the bucket, and what the dashboard's interface tells.
 """
@@ -15,24 +16,65 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from ray_cluster import SEGMENT, Cluster, free_ports, ray_head
-from s3_store import BUCKET, KEY_ID, SECRET, Store, needs_server
+from s3_store import (
+    BUCKET,
+    KEY_ID,
+    PROFILE_KEY_ID,
+    PROFILE_SECRET,
+    SECRET,
+    Store,
+    needs_server,
+)
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.s3,
-    pytest.mark.slow,  # seven jobs on a cluster and a server of its own
+    pytest.mark.slow,  # eight jobs on a cluster and a server of its own
     needs_server,
 ]
-SESSION_TOKEN = "planted-session-token-0001"
 RAY_TOKEN = "planted0ray0token0planted0ray0to"
 URI_SECRET = "planted-uri-secret-0001"
-PROFILE_SECRET = "planted/profile/secret+0001"
-SECRETS = (SECRET, SESSION_TOKEN, RAY_TOKEN, URI_SECRET, PROFILE_SECRET)
+PROFILE = f"""
+[planted]
+aws_access_key_id = {PROFILE_KEY_ID}
+aws_secret_access_key = {PROFILE_SECRET}
+"""
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A cluster with a token, credentials and a dashboard.
+
+    Its environment is that of a driver with keys.
+    """
+
+    cluster: Cluster
+    session: Path  # Ray's folder
+    secrets: tuple[str, ...]
+
+    def with_profile(self) -> Cluster:
+        """The same for a driver that has a profile and no keys in its environment."""
+        env = {name: value for name, value in self.cluster.env.items() if name not in KEYS}
+        return replace(self.cluster, env=env | {"AWS_PROFILE": "planted"})
+
+    def found_in(self, data: bytes, where: str) -> list[str]:
+        return [f"{secret} in {where}" for secret in self.secrets if secret.encode() in data]
+
+    def found_in_folder(self, folder: Path) -> list[str]:
+        found, looked = [], 0
+        for path in folder.rglob("*"):
+            if stat.S_ISREG(path.lstat().st_mode):
+                found += self.found_in(path.read_bytes(), str(path))
+                looked += 1
+        assert looked, folder
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -40,43 +82,29 @@ def guarded(
     store: Store,
     cluster: Cluster,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Cluster, Path]]:
-    """A cluster with a token, credentials and a dashboard, and its session folder."""
+) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     profile = folder / "credentials"
-    profile.write_text(
-        f"[other]\naws_access_key_id = x\naws_secret_access_key = {PROFILE_SECRET}\n"
-    )
+    profile.write_text(PROFILE)
     env = {name: value for name, value in cluster.env.items() if name != "RAY_ADDRESS"}
-    env |= store.credentials | store.where
+    env |= store.where
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
-    env |= {"AWS_SHARED_CREDENTIALS_FILE": str(profile), "PLANTED_TOKEN": SESSION_TOKEN}
+    env |= {"AWS_SHARED_CREDENTIALS_FILE": str(profile)}
+    of_nodes = store.temporary_credentials()
+    planted = (SECRET, PROFILE_SECRET, RAY_TOKEN, URI_SECRET, *(of_nodes[k] for k in KEYS[1:]))
     (port,) = free_ports(1)
     flags = ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     # Sockets below it must have short names.
     session = Path(tempfile.mkdtemp(prefix="stego-", dir="/tmp"))
     try:
         flags.append(f"--temp-dir={session}")
-        with ray_head(cluster.folder, "ray-guarded.log", env, *flags, ready_port=port) as address:
+        log, node_env = "ray-guarded.log", env | of_nodes
+        with ray_head(cluster.folder, log, node_env, *flags, ready_port=port) as address:
             dashboard = f"http://127.0.0.1:{port}"
-            env["RAY_ADDRESS"] = address
-            yield Cluster(address, dashboard, folder, env), session
+            env |= store.credentials | {"RAY_ADDRESS": address}
+            yield Guarded(Cluster(address, dashboard, folder, env), session, planted)
     finally:
         shutil.rmtree(session, ignore_errors=True)
-
-
-def found_in(data: bytes, where: str) -> list[str]:
-    return [f"{secret} in {where}" for secret in SECRETS if secret.encode() in data]
-
-
-def found_in_folder(folder: Path) -> list[str]:
-    found, looked = [], 0
-    for path in folder.rglob("*"):
-        if stat.S_ISREG(path.lstat().st_mode):
-            found += found_in(path.read_bytes(), str(path))
-            looked += 1
-    assert looked, folder
-    return found
 
 
 def ask(cluster: Cluster, path: str) -> bytes:
@@ -90,12 +118,12 @@ def ask(cluster: Cluster, path: str) -> bytes:
 
 
 def test_planted_credentials_appear_nowhere(
-    guarded: tuple[Cluster, Path],
+    guarded: Guarded,
     store: Store,
     model: Path,
     tmp_path: Path,
 ) -> None:
-    cluster, session = guarded
+    cluster, session, found_in = guarded.cluster, guarded.session, guarded.found_in
     source, out = f"s3://{BUCKET}/data/imgs/val", f"s3://{BUCKET}/secrets/out"
     job = ["segment_bucket.py", "--model", str(model), *SEGMENT]
     bad = f"s3://{KEY_ID}:{URI_SECRET}@{BUCKET}/x"
@@ -103,6 +131,7 @@ def test_planted_credentials_appear_nowhere(
     said = [
         cluster.run("doctor.py", "--input", source, "--out", out, "--json", "doctor.json"),
         cluster.run(*job, "--input", source, "--out", out, "--debug"),
+        guarded.with_profile().run(*job, "--input", source, "--out", f"{out}-profile", "--debug"),
         # And what goes wrong: credentials in a URI or a file, a missing bucket, wrong keys.
         cluster.run(*job, "--input", bad, "--out", str(tmp_path / "a"), check=2),
         cluster.run(*job, "--input", source, "--out", f"{bad}/out", check=2),
@@ -114,7 +143,7 @@ def test_planted_credentials_appear_nowhere(
     (tmp_path / "bad.toml").unlink()
     for folder in (tmp_path, session, cluster.folder / "doctor.json"):
         if folder.is_dir():
-            found += found_in_folder(folder)
+            found += guarded.found_in_folder(folder)
         else:
             found += found_in(folder.read_bytes(), str(folder))
     for key in sorted(store.keys("secrets/")):
@@ -139,9 +168,9 @@ def test_planted_credentials_appear_nowhere(
 
 
 def test_the_doctor_tells_a_wrong_bucket_from_wrong_keys(
-    guarded: tuple[Cluster, Path],
+    guarded: Guarded,
 ) -> None:
-    cluster, _ = guarded
+    cluster = guarded.cluster
     cases = [
         ("s3://no-such-bucket/x", {}),
         (f"s3://{BUCKET}/data", {"AWS_SECRET_ACCESS_KEY": "wrong"}),
