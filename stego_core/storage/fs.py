@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from stego_core.errors import InputError
 from stego_core.storage.parquet import refuse_extensions
-from stego_core.storage.retry import DENIED, retried
+from stego_core.storage.retry import DENIED, GONE, retried
 from stego_core.storage.uris import is_local, join, local_path, open_uri, s3_client, split, told
 
 __all__ = ["is_local", "join", "local_path", "open_uri"]
@@ -70,6 +70,8 @@ def _repeated(uri: str, operation: Callable[[], _Result]) -> _Result:
     except OSError as error:
         if any(word in str(error) for word in DENIED):
             raise PermissionError(str(error)) from error
+        if any(word in str(error) for word in GONE):
+            raise FileNotFoundError(str(error)) from error
         raise
 
 

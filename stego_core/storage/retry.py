@@ -51,7 +51,9 @@ DENIED: Final = (
     "PERMISSION_DENIED",  # of Google's storage, as the next
     "UNAUTHENTICATED",
 )
-_LASTING_TEXT: Final = (*DENIED, "NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+# And of the content of an object that was still there when its size was asked for.
+GONE: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+_LASTING_TEXT: Final = (*DENIED, *GONE, "NO_SUCH_BUCKET")
 
 
 def is_passing(error: OSError) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fault_proxy import FaultProxy
 from ray_cluster import ROOT
-from s3_store import BUCKET, KEY_ID, SECRET, Store, needs_server
+from s3_store import BUCKET, KEY_ID, OPEN_BUCKET, SECRET, Store, needs_server
 
 from stego_core.config.schema import ImageLimits
 from stego_core.distributed.fetch import WholeImage, fetch_unit
@@ -102,9 +102,6 @@ def test_an_object_that_can_not_be_read_is_a_row_with_its_reason_and_no_other_is
     assert asked["picture-005.png"] == asks
 
 
-# pyarrow knows "not found" from a size only: of the content it is an OSError that names
-# RESOURCE_NOT_FOUND (here) or NO_SUCH_KEY (AWS), and the picture's row says read_failed.
-@pytest.mark.xfail(strict=True, reason="fs does not tell 'not found' of a GetObject apart")
 def test_an_object_that_goes_between_its_size_and_its_content_is_not_found(
     here: Callable[[str], None], store: Store
 ) -> None:
@@ -159,3 +156,29 @@ def test_the_keys_of_a_named_profile_list_and_read_a_bucket(
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [12, len(store.read(PICTURE))]
+
+
+@pytest.mark.parametrize("bucket", [OPEN_BUCKET, BUCKET])
+def test_an_open_bucket_is_listed_and_read_without_keys_and_another_one_is_not(
+    bucket: str, store: Store, tmp_path: Path
+) -> None:
+    existing = [one["Name"] for one in store.client.list_buckets()["Buckets"]]
+    if OPEN_BUCKET not in existing:
+        store.client.create_bucket(Bucket=OPEN_BUCKET)
+    for key in store.keys(FOLDER):
+        store.client.put_object(Bucket=OPEN_BUCKET, Key=key, Body=store.read(key))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    environment |= store.where | {"STEGO_S3_ANONYMOUS": "1", "HOME": str(tmp_path)}
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, f"s3://{bucket}/{FOLDER}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if bucket == OPEN_BUCKET:
+        assert json.loads(done.stdout) == [12, len(store.read(PICTURE))], done.stderr
+    else:
+        assert "AccessDenied" in done.stderr
