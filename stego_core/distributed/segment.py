@@ -44,8 +44,6 @@ from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_MASKS_VERSION = 1  # raised when the same settings would make other masks: none are mixed then
-
 
 def plan_segment(job: SegmentJob) -> list[str]:
     """Return what a run would do, one line each, without touching anything."""
@@ -206,7 +204,6 @@ def _record(job: SegmentJob, folder: str, *, source: str) -> dict[str, Any]:
     model = hashlib.sha256(fs.read_bytes(fs.join(folder, "model.safetensors")))
     model.update(fs.read_bytes(fs.join(folder, "model.json")))
     return {
-        "masks": _MASKS_VERSION,
         "model": model.hexdigest(),
         "input": source,
         "predict": asdict(job.predict),
