@@ -24,7 +24,7 @@ $(SETUP): pyproject.toml constraints.txt constraints-all.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -c constraints-all.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -c constraints-all.txt -e '.[crf]' || echo "going on without pydensecrf, which needs a C++ compiler"
+	  -c constraints-all.txt -e '.[crf]' || echo "pydensecrf could not be installed (it needs a C++ compiler): going on without it"
 	touch $@
 
 doctor: $(SETUP) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too

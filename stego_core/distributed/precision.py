@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 import ray
+from ray.exceptions import RayError
 from ray.util import get_node_ip_address
 
 from stego_core.distributed.cluster import total
+from stego_core.errors import ClusterError
 from stego_core.model.backbone import resolve_precision
 from stego_core.storage.run import RunDirectory
 
+_PROBE_S: Final = 600.0  # a cluster may have to grow first
 PRECISION: Final = "precision.json"
 """Beside the results: what was asked, what was taken, and for which device."""
 
@@ -33,7 +36,8 @@ def settle_precision(run: RunDirectory, asked: str, *, is_kept: bool = True) -> 
         device = "cuda" if total("GPU") else "cpu"
         taken = _probe(device)
     earlier = run.read_json(PRECISION) or {}
-    if (earlier.get("asked"), earlier.get("precision")) != (asked, taken):
+    # To ask for what `auto` once took changes nothing: `auto` stands.
+    if earlier.get("precision") != taken or earlier.get("asked") not in (asked, "auto"):
         run.write_json(PRECISION, {"asked": asked, "precision": taken, "device": device})
         run.event("precision", asked=asked, taken=taken, device=device)
     return taken
@@ -52,4 +56,8 @@ def _probe(device: str) -> str:
     probe = ray.remote(resolve_precision)
     # A node that has something for the actors: the head of a large cluster has no CPU to give.
     options = {"num_cpus": 0, "num_gpus": 0.01} if device == "cuda" else {"num_cpus": 0.01}
-    return str(ray.get(probe.options(**options).remote("auto", device)))
+    try:
+        return str(ray.get(probe.options(**options).remote("auto", device), timeout=_PROBE_S))
+    except RayError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ClusterError(f"no node said which precision it computes in: {reason}") from error

@@ -87,7 +87,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
         manifest_uri = run.path("manifest.parquet")
         is_complete = is_same and run.read_json(SUCCESS)
         is_listed = is_complete and read_manifest(manifest_uri).digest == digest_files(files)
-        if is_listed and not (job.retry and len(unread_images(job.out))):
+        if is_listed and not (job.retry and len(unread_images(job.out, files))):
             logger.info("%s is complete: nothing to do", job.out)
             _close(job, run)
             return
@@ -98,7 +98,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
         metadata = _metadata(folder, record)
         # The list that an earlier run began with first; then what has changed since.
         _complete(job, run, folder, metadata, lease)
-        again = unread_images(job.out) if job.retry else np.zeros(0, np.int64)
+        again = unread_images(job.out, files) if job.retry else np.zeros(0, np.int64)
         if len(again) or read_manifest(manifest_uri).digest != digest_files(files):
             extend(run, files, predict=job.predict, again=again)
             _complete(job, run, folder, metadata, lease)
@@ -179,7 +179,7 @@ def _close(job: SegmentJob, run: RunDirectory) -> None:
     if not found.is_ordered:
         raise StegoError(
             f"{job.out}/masks does not hold the manifest's rows once each ({found.lost} lost, "
-            f"{found.duplicated} duplicated, {found.foreign} foreign): start it with --overwrite"
+            f"{found.duplicated} duplicated, {found.foreign} foreign): give another --out"
         )
     statuses = Counter(found.statuses)
     columns = ["image_id", "image_uri", "status", "detail"]

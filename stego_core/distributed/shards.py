@@ -7,7 +7,7 @@ manifest order and is written in one piece. A unit is done if either is there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from stego_core.masks.table import to_parquet
 from stego_core.masks.verify import SUCCESS, mask_columns
 from stego_core.storage import fs
 from stego_core.storage.extend import compare, extended, read_shards
-from stego_core.storage.manifest import digest_files, manifest_table, read_manifest
+from stego_core.storage.manifest import digest_files, image_id, manifest_table, read_manifest
 from stego_core.storage.parquet import table_bytes
 from stego_core.storage.run import RunDirectory
 
@@ -94,11 +94,14 @@ class Shards:
             fs.delete(unit_uri(self._out, done))
 
 
-def unread_images(out: str) -> np.ndarray:
-    """Return the ids of an output's images that could not be read, which may pass; int64."""
+def unread_images(out: str, files: Iterable[fs.ListedFile]) -> np.ndarray:
+    """Return the ids of listed images that an output could not read, which may pass; int64."""
     tables = mask_columns(out, ["image_id", "status"])
     failed = (table.filter(pc.is_in(table["status"], _UNREAD)) for table in tables)
-    return np.concatenate([np.zeros(0, np.int64), *(t["image_id"].to_numpy() for t in failed)])
+    found = np.concatenate([np.zeros(0, np.int64), *(t["image_id"].to_numpy() for t in failed)])
+    if not len(found):
+        return found
+    return np.intersect1d(found, [image_id(file.path) for file in files])
 
 
 def extend(

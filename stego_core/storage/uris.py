@@ -53,6 +53,9 @@ def join(uri: str, *parts: str) -> str:
     >>> join("s3://bucket/run/", "masks", "part-00000.parquet")
     's3://bucket/run/masks/part-00000.parquet'
     """
+    _, rest = split(uri)
+    if rest != uri and not rest.strip("/"):
+        return uri + "/".join(parts)  # the root of a store without a bucket, such as memory://
     return "/".join([uri.rstrip("/"), *parts]) or "/"
 
 
@@ -92,8 +95,9 @@ def s3_client(**options: Any) -> Any:
 
     if _is_anonymous():
         options["signature_version"] = UNSIGNED
-    # `auto` is the path style where an endpoint is given, as pyarrow has it.
-    return boto3.client("s3", config=Config(s3={"addressing_style": _addressing()}, **options))
+    if (style := _addressing()) != "auto":  # else a profile's own, or the path at an endpoint
+        options["s3"] = {"addressing_style": style}
+    return boto3.client("s3", config=Config(**options))
 
 
 def _is_anonymous() -> bool:
@@ -154,6 +158,7 @@ def _fsspec(uri: str, scheme: str, error: Exception) -> tuple[pafs.FileSystem, s
         raise InputError(f"{uri}: no filesystem knows '{scheme}://'") from error
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
-    except ImportError as missing:
-        raise InputError(f"{uri} can't be opened: {missing}") from missing
+    except (ImportError, OSError, ValueError) as other:
+        reasons = " ".join(f"{other}; {error}".split())
+        raise InputError(f"{uri} can't be opened: {reasons}") from other
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

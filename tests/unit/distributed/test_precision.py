@@ -47,6 +47,13 @@ def test_what_is_asked_for_counts_and_does_not_decide_later_starts(run, hardware
     assert settle_precision(run, "auto") == "bf16"
 
 
+def test_to_ask_for_what_was_found_leaves_the_decision_as_it_is(run, hardware):
+    assert settle_precision(run, "auto") == "bf16"
+    assert settle_precision(run, "bf16") == "bf16"
+    hardware[0] = "fp32"
+    assert settle_precision(run, "auto") == "bf16"
+
+
 def test_each_decision_is_an_event_once(run, hardware, tmp_path):
     for asked in ("auto", "auto", "fp32"):
         settle_precision(run, asked)

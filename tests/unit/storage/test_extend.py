@@ -97,7 +97,7 @@ def test_images_that_could_not_be_read_are_found_and_done_again(run, source):
         row["status"] = status
     told = {"stego.fingerprint": "f0"}
     fs.write_bytes(part, to_parquet(pa.Table.from_pylist(rows, SCHEMA), told))
-    again = unread_images(run.uri)
+    again = unread_images(run.uri, list_images(str(source)))
     assert again.tolist() == [rows[0]["image_id"], rows[2]["image_id"]]
     (source / "2.png").unlink()  # what has vanished for good keeps its row
     grow(run, source, again)
@@ -107,7 +107,7 @@ def test_images_that_could_not_be_read_are_found_and_done_again(run, source):
         "part-00001.parquet": ["4.png", "5.png", "6.png"],
         "part-00002.parquet": ["0.png"],
     }
-    assert unread_images(run.uri).tolist() == [rows[2]["image_id"]]
+    assert not len(unread_images(run.uri, list_images(str(source))))  # a retry has nothing to do
 
 
 def test_new_and_changed_images_are_done_and_the_others_stay_where_they_are(run, source):

@@ -36,10 +36,24 @@ def test_the_objects_of_a_bucket_share_a_filesystem():
     assert uris.open_uri("gs://bucket/a")[0] is uris.open_uri("gs://bucket/b")[0]
 
 
-def test_a_filesystem_whose_package_is_missing_is_told_in_one_line():
-    with pytest.raises(InputError, match=r"can.t be opened: .*install") as caught:
-        uris.open_uri("adl://store/x")
+@pytest.mark.parametrize("uri", ["adl://store/x", "hdfs://127.0.0.1:1/x"])
+def test_a_filesystem_that_can_not_be_had_is_told_in_one_line(uri):
+    with pytest.raises(InputError, match=r"can.t be opened: .*") as caught:
+        uris.open_uri(uri)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "joined"),
+    [
+        ("memory://", "memory://a/b"),
+        ("hdfs:///", "hdfs:///a/b"),
+        ("gs://bucket/", "gs://bucket/a/b"),
+        ("/", "/a/b"),
+    ],
+)
+def test_parts_are_joined_to_any_root(root, joined):
+    assert uris.join(root, "a", "b") == joined
 
 
 def test_an_unknown_scheme_is_told():
