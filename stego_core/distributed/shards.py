@@ -126,9 +126,9 @@ def extend(
     manifest = read_manifest(uri).read()
     changes = compare(manifest, manifest_table(files), again=again)
     counts = changes.counts()
-    logger.info(
-        "images added: %(added)d, changed or to be tried again: %(changed)d, gone: %(gone)d", counts
-    )
+    if len(again):
+        logger.info("%d images that could not be read are tried again", len(again))
+    logger.info("taking up: %(added)d images added, %(changed)d changed, %(gone)d gone", counts)
     run.event("segment/changed", **counts)
     gone = changes.gone.replace_schema_metadata({})
     fs.write_bytes(run.path("gone.parquet"), table_bytes(gone))

@@ -127,6 +127,14 @@ def test_objects_that_can_not_be_read_are_quarantined_each_with_its_reason(
     assert statuses(store, f"{out}/quarantine.parquet", "reason") == sorted(expected.items())
     status = json.loads(store.read(f"{out}/status.json"))
     assert (status["state"], status["exit_code"]) == ("done", 0)
+    # When the cause is mended, the same command with --retry makes the output whole.
+    store.client.put_object(
+        Bucket=BUCKET, Key=f"{source}/{gone}", Body=store.read(f"data/imgs/train/{gone}")
+    )
+    s3_cluster.run(*job, "--retry")
+    assert {status for _, status in statuses(store, f"{out}/masks/")} == {"ok"}
+    assert len(statuses(store, f"{out}/masks/")) == 40
+    assert statuses(store, f"{out}/quarantine.parquet", "reason") == []
 
 
 def statuses(store: Store, prefix: str, column: str = "status") -> list[tuple[str, str]]:
