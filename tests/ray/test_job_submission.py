@@ -49,9 +49,9 @@ def test_the_literal_commands_train_and_segment_the_demo_pictures(cluster: Clust
     submit(cluster, "jobs/train.py")
     submit(cluster, "jobs/segment_bucket.py")
     runs = cluster.folder / "runs"
-    status = json.loads((runs / "demo-masks" / "status.json").read_text())
+    status = json.loads((runs / "default-masks" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("done", 0)
-    table = pq.read_table(sorted((runs / "demo-masks" / "masks").glob("*.parquet")))
+    table = pq.read_table(sorted((runs / "default-masks" / "masks").glob("*.parquet")))
     pictures = list((runs / "demo-images").iterdir())
     assert table.num_rows == len(pictures) > 50
     assert set(table["status"].to_pylist()) == {"ok"}
