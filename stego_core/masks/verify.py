@@ -77,7 +77,7 @@ def verify_output(uri: str) -> Verified:
         uri: what `--out` of the job was.
 
     Raises:
-        SchemaError: if there is no manifest, or the masks are of several runs.
+        SchemaError: if the manifest is another kind of file, or the masks are of several runs.
         FileNotFoundError: if there is no manifest.
     """
     manifest = read_manifest(fs.join(uri, "manifest.parquet"))
