@@ -66,6 +66,7 @@ def test_what_repetition_can_not_change_is_raised_at_once(error):
         "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56",
         "AWS Error UNKNOWN (HTTP status 503) during HeadObject operation",
         "AWS Error INTERNAL_FAILURE during PutObject operation",
+        "AWS Error SERVICE_UNAVAILABLE during GetObject operation: ",
     ],
 )
 def test_what_a_store_says_when_it_is_away_passes(text):

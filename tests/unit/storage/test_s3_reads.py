@@ -96,7 +96,8 @@ def test_an_object_that_can_not_be_read_is_a_row_with_its_reason_and_no_other_is
     expected = {f"picture-{number:03d}.png": "ok" for number in range(12)}
     assert found == expected | reasons | {gone: "vanished"}
     (failed,) = [row["detail"] for row in rows if row["status"] == "read_failed"]
-    assert "SLOW_DOWN" in failed or "503" in failed
+    # As pyarrow names it depends on whether the answer's body was read before it was dropped.
+    assert any(word in failed for word in ("SLOW_DOWN", "SERVICE_UNAVAILABLE", "503"))
     # What may pass is asked for until the time is over, what does not pass is not.
     assert asked["picture-002.png"] > 2 * uris._SDK_ATTEMPTS
     assert asked["picture-005.png"] == asks
