@@ -32,6 +32,7 @@ def local_units(
     work: Stage,
     finish: Stage,
     actors: ActorPlan,
+    seconds: float,
     debug: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Do what `distributed.units.run_units` does, in this process."""

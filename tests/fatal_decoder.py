@@ -73,6 +73,7 @@ def main():
             work=Stage(PassOn, {}),
             finish=Stage(finish, {}),
             actors=plan_actors(1),
+            seconds=2,
         )
         for receipt in receipts:
             assert receipt["unit"] not in done

@@ -1,4 +1,4 @@
-"""Which units were being read by a process that died: what a task can't know of its own retry."""
+"""Which units were in work in a process that died: what a task can't know of its own retry."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class DeathLedger:
-    """Counts, for each unit, how often it was begun and not ended."""
+    """Counts, for each unit of each stage, how often it was begun and not ended."""
 
     def __init__(self) -> None:
-        self._open: Counter[int] = Counter()
+        self._open: Counter[str] = Counter()
 
-    def begin(self, unit: int) -> int:
+    def begin(self, unit: str) -> int:
         """Take note that a unit is begun; return how often that had no end."""
         self._open[unit] += 1
         return self._open[unit] - 1
 
-    def end(self, unit: int) -> None:
+    def end(self, unit: str) -> None:
         """Take note that a unit has ended: its deaths are of the past."""
         self._open.pop(unit, None)
 

@@ -142,6 +142,7 @@ def _count(
     patch = find_backbone(card["backbone"]["name"]).patch_size
     found = _Counted()
     done: set[int] = set()
+    fetch = {"manifest": manifest, "prepare": _prepare(job, patch)}
     run.status("running", stage="evaluate")
     with connect(debug=job.debug):
         actors = plan_actors(job.actors)
@@ -151,15 +152,7 @@ def _count(
         )
         receipts = run_units(
             lambda: [unit for unit in range(manifest.num_units) if unit not in done],
-            fetch=Stage(
-                fetch_labelled,
-                {
-                    "manifest": manifest,
-                    "prepare": _prepare(job, patch),
-                    "limits": job.limits,
-                    "dataset": dataset,
-                },
-            ),
+            fetch=Stage(fetch_labelled, fetch | {"limits": job.limits, "dataset": dataset}),
             work=Stage(
                 EvaluateWorker,
                 {
@@ -169,9 +162,11 @@ def _count(
                     "threads": actors.threads,
                     "job": job,
                 },
+                probe=EvaluateWorker,
             ),
             finish=Stage(pass_on, {}),
             actors=actors,
+            seconds=job.limits.max_seconds,
             debug=job.debug,
         )
         for receipt in receipts:

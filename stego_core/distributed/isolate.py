@@ -8,20 +8,15 @@ busy after the time limit, takes one picture with it and is replaced.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import resource
 import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, Final
 
-from ray import cloudpickle
-
 from stego_core.config.schema import ImageLimits
+from stego_core.distributed.child import Answer, Child, ChildDied
 from stego_core.doctor.machine import available_memory
 from stego_core.errors import ImageProblem
 
@@ -31,7 +26,6 @@ Decode = Callable[[bytes, int], dict[str, Any]]
 _TRIES: Final = 2  # of one picture in a child: a death may have had another cause
 _BYTES_PER_PIXEL: Final = 24  # of a decoder at its limits: a few copies of four channels
 _ALWAYS_BYTES: Final = 256 * 2**20  # a picture of 10 megapixels, however little is left
-_START_S: Final = 60.0
 
 
 class TimeLimit:
@@ -66,8 +60,6 @@ class TimeLimit:
 class ChildDecoder:
     """Decodes pictures one after another in a child process.
 
-    The child sends JSON and raw bytes, never pickles: a picture may have taken it over.
-
     Args:
         decode: what the child runs.
         limits: `max_seconds` ends a picture; `max_pixels` and `max_bytes` bound the child's memory.
@@ -75,38 +67,22 @@ class ChildDecoder:
     """
 
     def __init__(self, decode: Decode, limits: ImageLimits, *, share: float = 0.5) -> None:
-        self._payload, self._limits, self._share = cloudpickle.dumps(decode), limits, share
-        self._child: tuple[Any, Connection] | None = None
+        self._limits, self._share = limits, share
+        self._child = Child(lambda: _answers(decode), memory=self._memory)
 
     def __call__(self, data: bytes, image_id: int) -> dict[str, Any]:
         """Return what `decode` returns, or `crashed` or `timed_out`."""
-        code = None
+        died = ChildDied(None)
         for _ in range(_TRIES):
-            process, pipe = self._child or self._start()
             try:
-                pipe.send_bytes(struct.pack("<q", image_id) + data)
-                found = dict(json.loads(pipe.recv_bytes()))
-                pixels = pipe.recv_bytes()
-            except (EOFError, OSError):
-                process.join()
-                code = process.exitcode
-                self.close()
+                request = struct.pack("<q", image_id) + data
+                answer = self._child(request, seconds=self._limits.max_seconds)
+            except ChildDied as error:
+                died = error
                 continue
-            return found | ({"pixels": pixels} if pixels else {})
-        return _problem(code, self._limits)
-
-    def _start(self) -> tuple[Any, Connection]:
-        context = multiprocessing.get_context("spawn")
-        pipe, other = context.Pipe()
-        settings = (other, self._payload, self._limits.max_seconds, self._memory())
-        process = context.Process(target=_serve, args=settings, daemon=True)
-        process.start()
-        other.close()
-        if not pipe.poll(_START_S):
-            raise OSError("the decoder's process did not start")
-        pipe.recv_bytes()
-        self._child = (process, pipe)
-        return self._child
+            found, _, pixels = answer.partition(b"\n")
+            return dict(json.loads(found)) | ({"pixels": pixels} if pixels else {})
+        return self._problem(died)
 
     def _memory(self) -> int:
         """Return the bytes that a child may take.
@@ -119,53 +95,25 @@ class ChildDecoder:
             return stated
         return min(stated, max(_ALWAYS_BYTES, int(left * self._share)))
 
+    def _problem(self, died: ChildDied) -> dict[str, Any]:
+        if died.is_late:
+            detail = f"decoding took more than {self._limits.max_seconds:g} s"
+            return {"status": ImageProblem.TIMED_OUT.value, "detail": detail}
+        detail = f"the process that decoded it ended: {died}"
+        return {"status": ImageProblem.CRASHED.value, "detail": detail}
+
     def close(self) -> None:
         """End the child."""
-        if self._child is not None:
-            process, pipe = self._child
-            self._child = None
-            pipe.close()
-            process.kill()
-            process.join()
+        self._child.close()
 
 
-def _problem(code: int | None, limits: ImageLimits) -> dict[str, Any]:
-    if code == -signal.SIGALRM:
-        detail = f"decoding took more than {limits.max_seconds:g} s"
-        return {"status": ImageProblem.TIMED_OUT.value, "detail": detail}
-    reason = f"exit code {code}"
-    with suppress(ValueError):
-        reason = signal.Signals(-(code or 0)).name
-    detail = f"the process that decoded it ended: {reason}"
-    return {"status": ImageProblem.CRASHED.value, "detail": detail}
+def _answers(decode: Decode) -> Answer:
+    """Return `decode` with bytes for arguments, and a line of JSON and the pixels for result."""
 
-
-def _serve(pipe: Connection, payload: bytes, seconds: float, memory: int) -> None:
-    """Decode in the child until the parent closes the pipe."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    decode: Decode = cloudpickle.loads(payload)
-    _limit_memory(memory)
-    pipe.send_bytes(b"ready")
-    while True:
-        try:
-            request = pipe.recv_bytes()
-        except EOFError:
-            return
+    def answer(request: bytes) -> bytes:
         (image_id,) = struct.unpack("<q", request[:8])
-        # Set here, not by the parent: it holds although the parent may have died.
-        signal.setitimer(signal.ITIMER_REAL, seconds)
         found = decode(request[8:], image_id)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        pixels = found.pop("pixels", b"")
-        pipe.send_bytes(json.dumps(found).encode())
-        pipe.send_bytes(pixels)
+        pixels: bytes = found.pop("pixels", b"")
+        return json.dumps(found).encode() + b"\n" + pixels
 
-
-def _limit_memory(num_bytes: int) -> None:
-    """Allow so many bytes beyond what is used: a bomb is an error, not the machine's end."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # only Linux counts private memory here
-        return
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmData")]
-    limit = int(line.split()[1]) * 1024 + num_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return answer

@@ -163,5 +163,6 @@ def _run(
         work=Stage(StoreWorker, work | {"limits": trial.limits}),
         finish=Stage(pass_on, {}),
         actors=actors,
+        seconds=trial.limits.max_seconds,
         debug=job.debug,
     )

@@ -25,7 +25,7 @@ from stego_core.distributed.estimate import (
     views_per_image,
 )
 from stego_core.distributed.fetch import SquareViews, fetch_unit
-from stego_core.distributed.mine_stages import EmbedWorker, count_unit
+from stego_core.distributed.mine_stages import EmbedProbe, EmbedWorker, count_unit
 from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
@@ -241,9 +241,11 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
                 "store_uri": mined.store_uri,
                 "is_stored": mined.is_stored,
             },
+            probe=EmbedProbe,
         ),
         finish=Stage(count_unit, {}),
         actors=actors,
+        seconds=job.limits.max_seconds,
         debug=job.debug,
     )
     for receipt in receipts:

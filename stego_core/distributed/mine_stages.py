@@ -96,6 +96,13 @@ class EmbedWorker:
         feature_store.write_unit(self._store_uri, unit, table, stored)
 
 
+class EmbedProbe(EmbedWorker):
+    """The same computation, of which nothing is kept."""
+
+    def _write(self, *_: object) -> None:
+        pass
+
+
 def dropped_channels(means_VC: torch.Tensor, seed: int, unit: int) -> torch.Tensor:
     """Return the means of features with a tenth of each view's channels dropped at random.
 

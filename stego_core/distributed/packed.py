@@ -100,9 +100,10 @@ class Worker:
         unit, table = unpack(row)
         if is_failure(table):
             return row
-        return pack_result(unit, lambda: self._run(unit, table))
+        return pack_result(unit, lambda: self.run(unit, table))
 
-    def _run(self, unit: int, table: pa.Table) -> pa.Table:
+    def run(self, unit: int, table: pa.Table) -> pa.Table:
+        """Return the worker's result, or raise what kept it from being built."""
         if self._problem is not None:
             raise self._problem
         return self._work(unit, table)

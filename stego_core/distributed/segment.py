@@ -19,7 +19,7 @@ from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.precision import PRECISION, settle_precision
 from stego_core.distributed.progress import Progress
-from stego_core.distributed.segment_finish import finish_unit
+from stego_core.distributed.segment_finish import finish_unit, masks_rows
 from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.distributed.units import Stage, run_units, units_at_once
@@ -161,9 +161,11 @@ def _segment_units(
                 "threads": actors.threads,
                 "job": job,
             },
+            probe=SegmentWorker,
         ),
-        finish=Stage(finish_unit, {"out": job.out, "job": job}),
+        finish=Stage(finish_unit, {"out": job.out, "job": job}, probe=masks_rows),
         actors=actors,
+        seconds=job.limits.max_seconds,
         debug=job.debug,
     )
     for receipt in receipts:

@@ -32,9 +32,14 @@ def finish_unit(unit: int, table: pa.Table, *, out: str, job: SegmentJob) -> pa.
     The unit's file is written in one piece, always with the same bytes: doing it twice does no
     harm.
     """
-    rows = [_masks_row(row, job) for row in table.to_pylist()]
+    rows = masks_rows(unit, table, out=out, job=job)
     fs.write_bytes(unit_uri(out, unit), to_parquet(pa.Table.from_pylist(rows, SCHEMA), {}))
     return receipt_table(unit=unit, statuses=Counter(row["status"] for row in rows))
+
+
+def masks_rows(unit: int, table: pa.Table, *, out: str, job: SegmentJob) -> list[dict[str, Any]]:
+    """Return the rows that `finish_unit`, called with the same arguments, writes."""
+    return [_masks_row(row, job) for row in table.to_pylist()]
 
 
 def _masks_row(row: dict[str, Any], job: SegmentJob) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -25,10 +25,10 @@ from ray.exceptions import RayError
 
 from stego_core.distributed.cluster import ActorPlan, plan_actors
 from stego_core.distributed.deaths import start_ledger
+from stego_core.distributed.guard import Guard, Probe
 from stego_core.distributed.packed import (
     UnitError,
     Worker,
-    is_failure,
     pack_result,
     raise_if_failed,
     unpack,
@@ -50,10 +50,18 @@ _IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A function of (unit, table) → table and the keyword arguments it is called with."""
+    """A function of (unit, table) → table and the keyword arguments it is called with.
 
-    function: Callable[..., pa.Table]
+    Attributes:
+        function: of the stage.
+        kwargs: of the function.
+        probe: of the same form, computes as the function does and writes nothing: with it the
+            pictures are found at which the stage's process dies. None leaves them unfound.
+    """
+
+    function: Callable[..., Any]
     kwargs: dict[str, Any]
+    probe: Callable[..., Any] | None = None
 
 
 def map_threads(
@@ -84,17 +92,42 @@ def units_at_once(actors: ActorPlan) -> int:
 
 def _fetch(row: pa.Table, *, stage: Stage, ledger: Any) -> pa.Table:
     unit = row["unit"][0].as_py()
-    deaths = ray.get(ledger.begin.remote(unit))
+    name = f"fetch {unit}"
+    deaths = ray.get(ledger.begin.remote(name))
     result = pack_result(unit, lambda: stage.function(unit, deaths=deaths, **stage.kwargs))
-    ledger.end.remote(unit)
+    ledger.end.remote(name)
     return result
 
 
-def _finish(row: pa.Table, *, stage: Stage) -> pa.Table:
-    unit, table = unpack(row)
-    if is_failure(table):
-        return row
-    return pack_result(unit, lambda: stage.function(unit, table, **stage.kwargs))
+class _GuardedWorker(Worker):
+    """The actor of a plan of units."""
+
+    def __init__(self, stage: Stage, guard: Guard) -> None:
+        super().__init__(stage.function, stage.kwargs)
+        self._guard = guard
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._guard.run(row, self.run)
+
+
+def _finish(row: pa.Table, *, stage: Stage, guard: Guard) -> pa.Table:
+    return guard.run(row, lambda unit, table: stage.function(unit, table, **stage.kwargs))
+
+
+def _factory_probe(stage: Stage) -> Probe | None:
+    """Return how a child computes a unit as the actor does."""
+    probe, kwargs = stage.probe, stage.kwargs
+    if probe is None:
+        return None
+    return lambda unit: lambda: partial(probe(**kwargs), unit)
+
+
+def _function_probe(stage: Stage) -> Probe | None:
+    """Return how a child computes a unit as the task does."""
+    probe, kwargs = stage.probe, stage.kwargs
+    if probe is None:
+        return None
+    return lambda unit: lambda: partial(probe, unit, **kwargs)
 
 
 def run_units(
@@ -104,6 +137,7 @@ def run_units(
     work: Stage,
     finish: Stage,
     actors: ActorPlan,
+    seconds: float,
     debug: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Run the units that are pending; yield the receipt of each as it is done.
@@ -119,28 +153,32 @@ def run_units(
             unit and table.
         finish: unit and table → a table with the one column `receipt`, JSON; a CPU task.
         actors: number and size of the actors.
+        seconds: that one picture may take where culprits are looked for.
         debug: show Ray's progress.
 
     Raises:
         StegoError: as a stage raised it.
-        ClusterError: if an attempt ends in another error without any unit done.
+        ClusterError: if an attempt, other than the first, ends in another error without any unit
+            done, or the last one does.
     """
     configure(debug=debug)
-    ledger = start_ledger()
+    ledger, stages = start_ledger(), (fetch, work, finish)
     for attempt in range(1, ATTEMPTS + 1):
         units = list(pending())
         if not units:
             return
         done = 0
+        plan = _planned(actors, attempt)
         try:
-            for receipt in _stream(units, ledger, fetch, work, finish, _planned(actors, attempt)):
+            for receipt in _stream(units, ledger, stages, plan, seconds):
                 done += 1
                 yield receipt
         except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
-            if not done or attempt == ATTEMPTS:
+            # Even without a unit done the second attempt knows more: where to look for culprits.
+            if (not done and attempt > 1) or attempt == ATTEMPTS:
                 reason = last_line(error)
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
-            logger.warning("Ray failed after %d units; going on with the rest", done)
+            logger.warning("Ray failed after %d units; going on: %s", done, last_line(error))
             time.sleep(min(2**attempt, 30))
         # The error's frames hold the failed plan, whose actors hold CPUs until it is collected.
         gc.collect()
@@ -178,8 +216,16 @@ def configure(*, debug: bool) -> None:
 
 
 def _stream(
-    units: list[int], ledger: Any, fetch: Stage, work: Stage, finish: Stage, actors: ActorPlan
+    units: list[int],
+    ledger: Any,
+    stages: tuple[Stage, Stage, Stage],
+    actors: ActorPlan,
+    seconds: float,
 ) -> Iterator[dict[str, Any]]:
+    fetch, work, finish = stages
+    is_bounded = not actors.num_gpus
+    working = Guard(ledger, "work", _factory_probe(work), seconds, is_bounded)
+    finishing = Guard(ledger, "finish", _function_probe(finish), seconds)
     data = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=min(len(units), MAX_BLOCKS)
     )
@@ -192,8 +238,8 @@ def _stream(
         **one_unit,
     )
     data = data.map_batches(
-        Worker,
-        fn_constructor_kwargs={"factory": work.function, "kwargs": work.kwargs},
+        _GuardedWorker,
+        fn_constructor_kwargs={"stage": work, "guard": working},
         compute=ActorPoolStrategy(
             size=min(actors.count, len(units)),
             max_tasks_in_flight_per_actor=_IN_FLIGHT,
@@ -206,7 +252,11 @@ def _stream(
         **one_unit,
     )
     data = data.map_batches(
-        _finish, fn_kwargs={"stage": finish}, num_cpus=0.5, max_retries=UNIT_RETRIES, **one_unit
+        _finish,
+        fn_kwargs={"stage": finish, "guard": finishing},
+        num_cpus=0.5,
+        max_retries=UNIT_RETRIES,
+        **one_unit,
     )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
         for index in range(batch.num_rows):

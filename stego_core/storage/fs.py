@@ -284,10 +284,15 @@ def _is_hidden(path: str) -> bool:
 def _list_other(uri: str) -> Iterator[ListedFile]:
     filesystem, root = open_uri(uri)
     with told(uri, "can't be listed"):
-        selector = pafs.FileSelector(root, recursive=True)
-        infos = _repeated(uri, lambda: filesystem.get_file_info(selector))
-    for info in sorted(infos, key=lambda info: str(info.path)):
-        path = info.path.removeprefix(root).lstrip("/")
-        if info.type == pafs.FileType.File and not _is_hidden(path):
+        for info in _walk(uri, filesystem, root):
+            path = info.path.removeprefix(root).lstrip("/")
             etag = f"{info.mtime_ns or 0:x}-{info.size:x}"
             yield ListedFile(join(uri, path), path, info.size, etag)
+
+
+def _walk(uri: str, filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
+    """List a folder at a time, in the order of whole paths: only one folder's names are held."""
+    infos = _repeated(uri, lambda: filesystem.get_file_info(pafs.FileSelector(folder)))
+    named = {f"{i.path}/" if i.type == pafs.FileType.Directory else i.path: i for i in infos}
+    for path in sorted(p for p, info in named.items() if not info.base_name.startswith(".")):
+        yield from _walk(uri, filesystem, path[:-1]) if path.endswith("/") else [named[path]]

@@ -1,4 +1,4 @@
-"""A picture that ends or stops the process that decodes it costs its own row and no other."""
+"""A picture that ends or stops the process that works on it costs its own row and no other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fatal_work
 import pytest
 from fatal_decoder import HANG, KILL, ONCE
+from PIL import Image
 from ray_cluster import ROOT, Cluster, draw_pictures
 
 pytestmark = pytest.mark.ray
+
+
+def run(driver: str, pictures: Path, cluster: Cluster, folder: Path) -> list[list[str]]:
+    """Return the rows that a driver prints."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / driver), pictures, folder / "manifest"],
+        env=cluster.env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
 
 
 def test_only_the_pictures_that_kill_or_hang_their_process_are_set_aside(
@@ -22,15 +38,7 @@ def test_only_the_pictures_that_kill_or_hang_their_process_are_set_aside(
     for number, mark in marks.items():
         path = pictures / f"picture-{number:03d}.png"
         path.write_bytes(path.read_bytes() + mark)
-    driver = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "fatal_decoder.py"), pictures, tmp_path / "manifest"],
-        env=cluster.env | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert driver.returncode == 0, driver.stdout + driver.stderr
-    rows = json.loads(driver.stdout.splitlines()[-1])
+    rows = run("fatal_decoder.py", pictures, cluster, tmp_path)
     assert [row[0] for row in rows] == [f"picture-{number:03d}.png" for number in range(40)]
     failed = {row[0]: (row[1], row[2]) for row in rows if row[1] != "ok"}
     killed = ("crashed", "the process that decoded it ended: SIGKILL")
@@ -41,3 +49,28 @@ def test_only_the_pictures_that_kill_or_hang_their_process_are_set_aside(
     }
     assert (tmp_path / "died").exists()  # it died once, and was decoded by the next process
     assert all(row[3] >= 16 * 16 * 3 for row in rows if row[1] == "ok")
+
+
+def test_only_the_pictures_at_which_model_or_crf_die_fail_or_hang_are_set_aside(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pictures = draw_pictures(tmp_path / "pictures", 40)
+    marks = {
+        3: fatal_work.KILL,
+        6: fatal_work.KILL,
+        13: fatal_work.RAISE,
+        20: fatal_work.HANG,
+        35: fatal_work.KILL_LATE,
+    }
+    for number, red in marks.items():
+        Image.new("RGB", (48, 48), (red, 0, 0)).save(pictures / f"picture-{number:03d}.png")
+    rows = run("fatal_work.py", pictures, cluster, tmp_path)
+    assert [row[0] for row in rows] == [f"picture-{number:03d}.png" for number in range(40)]
+    killed = ["crashed", "the process that computed with it ended: SIGKILL"]
+    assert {row[0]: row[1:] for row in rows if row[1] != "ok"} == {
+        "picture-003.png": killed,
+        "picture-006.png": killed,
+        "picture-013.png": ["crashed", "RuntimeError: this one"],
+        "picture-020.png": ["timed_out", "computing took more than 0.5 s"],
+        "picture-035.png": killed,
+    }

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "stego_core").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 READER = ROOT / "stego_core" / "model" / "safe_pickle.py"
-CHILD = ROOT / "stego_core" / "distributed" / "isolate.py"
+CHILD = ROOT / "stego_core" / "distributed" / "child.py"
 ALLOWED = {
     # A reader of pickles that imports and calls nothing; tests/unit/model/test_safe_pickle.py.
     READER: ["pickle"],
     # A parent hands its child the function to run. It pickles that itself and gives it as an
-    # argument of the process; no byte of a file is in it, and the child answers with JSON.
+    # argument of the process; no byte of a file is in it, and the child answers with bytes.
     CHILD: ["ray.cloudpickle"],
 }
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -92,7 +92,11 @@ def test_the_one_pickle_that_is_loaded_is_the_one_that_the_parent_made():
         for node in ast.walk(ast.parse(CHILD.read_text()))
         if isinstance(node, ast.Call) and "cloudpickle" in ast.unparse(node.func)
     ]
-    assert sorted(calls) == ["cloudpickle.dumps(decode)", "cloudpickle.loads(payload)"]
+    assert sorted(calls) == [
+        "cloudpickle.dumps(start)",
+        "cloudpickle.loads(payload)",
+        "cloudpickle.loads(payload)()",  # what it was given is called, once
+    ]
 
 
 @pytest.mark.parametrize(

@@ -178,12 +178,14 @@ def test_files_and_folders_are_told_apart_listed_and_deleted(tmp_path):
 def test_other_filesystems_are_listed_like_folders():
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
-    for name in ("b.jpg", "a/c.jpg", ".h.jpg", "a/.t/d.jpg"):
+    # In the order of whole paths: "." comes before "/", and that before "0".
+    names = ["a.jpg", "a/b/d.jpg", "a/c.jpg", "a0.jpg", "b.jpg"]
+    for name in (*reversed(names), ".h.jpg", "a/.t/d.jpg"):
         memory.pipe(f"/test-fs/{name}", name.encode())
     try:
         found = list(fs.list_files("memory://test-fs"))
-        assert [file.path for file in found] == ["a/c.jpg", "b.jpg"]
-        assert [fs.read_bytes(file.uri) for file in found] == [b"a/c.jpg", b"b.jpg"]
+        assert [file.path for file in found] == names == sorted(names)
+        assert [fs.read_bytes(file.uri) for file in found] == [name.encode() for name in names]
     finally:
         memory.rm("/test-fs", recursive=True)
 

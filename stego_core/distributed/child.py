@@ -1,0 +1,133 @@
+"""A process that may die or hang while its parent goes on: a function that is called in it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from ray import cloudpickle
+
+_START_S: Final = 300.0  # of a child that loads a model beside others that do so
+
+Answer = Callable[[bytes], bytes]
+
+
+class ChildDied(Exception):
+    """The child ended before it answered.
+
+    Attributes:
+        code: its exit code, negative for a signal.
+    """
+
+    def __init__(self, code: int | None) -> None:
+        reason = f"exit code {code}"
+        with suppress(ValueError):
+            reason = signal.Signals(-(code or 0)).name
+        super().__init__(reason)
+        self.code = code
+
+    @property
+    def is_late(self) -> bool:
+        """Tell whether it was ended by its time limit."""
+        return self.code == -signal.SIGALRM
+
+
+class Child:
+    """Calls a function in a child process; one that died is replaced by the next call.
+
+    The child answers with bytes, never with pickles: what it was given may have taken it over.
+
+    Args:
+        start: called in each child, returns the function.
+        memory: → bytes that a child may take beyond what it has when it is ready, or None.
+    """
+
+    def __init__(
+        self, start: Callable[[], Answer], *, memory: Callable[[], int | None] = lambda: None
+    ) -> None:
+        self._payload, self._memory = cloudpickle.dumps(start), memory
+        self._child: tuple[Any, Connection] | None = None
+
+    def __call__(self, request: bytes, *, seconds: float) -> bytes:
+        """Return the function's answer.
+
+        Args:
+            request: what it is called with.
+            seconds: after which the kernel ends the child, whatever it is at.
+
+        Raises:
+            ChildDied: if it ended, also by an exception.
+            OSError: if it did not start, which is nobody's fault.
+        """
+        process, pipe = self._child or self._start()
+        try:
+            pipe.send_bytes(repr(seconds).encode())
+            pipe.send_bytes(request)
+            return pipe.recv_bytes()
+        except (EOFError, OSError):
+            process.join()
+            code = process.exitcode
+            self.close()
+            raise ChildDied(code) from None
+
+    def _start(self) -> tuple[Any, Connection]:
+        context = multiprocessing.get_context("spawn")
+        pipe, other = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(other, self._payload, self._memory()), daemon=True
+        )
+        process.start()
+        other.close()
+        self._child = (process, pipe)
+        try:
+            if pipe.poll(_START_S):
+                pipe.recv_bytes()
+                return self._child
+        except EOFError:
+            pass
+        self.close()
+        raise OSError("a child process did not start")
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            process, pipe = self._child
+            self._child = None
+            pipe.close()
+            process.kill()
+            process.join()
+
+
+def _serve(pipe: Connection, payload: bytes, memory: int | None) -> None:
+    """Answer in the child until the parent closes the pipe."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    answer: Answer = cloudpickle.loads(payload)()
+    if memory is not None:
+        _limit_memory(memory)
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            seconds, request = float(pipe.recv_bytes()), pipe.recv_bytes()
+        except EOFError:
+            return
+        # Set here, not by the parent: it holds although the parent may have died.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        result = answer(request)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        pipe.send_bytes(result)
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """Allow so many bytes beyond what is used: a bomb is an error, not the machine's end."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # only Linux counts private memory here
+        return
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmData")]
+    limit = int(line.split()[1]) * 1024 + num_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

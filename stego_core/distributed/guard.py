@@ -1,0 +1,91 @@
+"""A unit in one stage: its begin and end in the ledger, and a search for culprits after a death."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from stego_core.distributed.culprits import Compute, Search
+from stego_core.distributed.packed import (
+    UnitError,
+    is_failure,
+    pack_result,
+    raise_if_failed,
+    unpack,
+)
+from stego_core.doctor.machine import available_memory
+from stego_core.errors import StegoError
+
+Probe = Callable[[int], Callable[[], Compute]]
+"""Unit → what starts, in a child process, the computation of a stage without its writes."""
+
+_SHARE = 0.5  # of the memory that is left, which a child may take
+_ALWAYS_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Runs units through a stage on a worker.
+
+    Attributes:
+        ledger: handle of the `DeathLedger`.
+        stage: its name there.
+        probe: what a child computes; None where there is no search for culprits.
+        seconds: that one picture may take in the child.
+        is_bounded: whether the child's memory is; that of a process with a GPU can't be told.
+    """
+
+    ledger: Any
+    stage: str
+    probe: Probe | None
+    seconds: float
+    is_bounded: bool = True
+
+    def run(self, row: pa.Table, compute: Callable[[int, pa.Table], pa.Table]) -> pa.Table:
+        """Return the packed result of a packed unit, or of an error the error.
+
+        A unit that an earlier process began and did not end, or that failed in a way of which a
+        picture may be the cause, is searched for culprits first.
+        """
+        unit, table = unpack(row)
+        if is_failure(table):
+            return row
+        name = f"{self.stage} {unit}"
+        deaths = ray.get(self.ledger.begin.remote(name))
+
+        def computed() -> pa.Table:
+            return compute(unit, self._without_culprits(unit, table) if deaths else table)
+
+        result = pack_result(unit, computed)
+        if not _may_be_a_pictures_fault(result):
+            self.ledger.end.remote(name)
+        return result
+
+    def _without_culprits(self, unit: int, table: pa.Table) -> pa.Table:
+        if self.probe is None:
+            return table
+        memory = _memory if self.is_bounded else lambda: None
+        search = Search(self.probe(unit), seconds=self.seconds, memory=memory)
+        try:
+            return search.set_aside(table)
+        finally:
+            search.close()
+
+
+def _may_be_a_pictures_fault(result: pa.Table) -> bool:
+    try:
+        raise_if_failed(unpack(result)[1])
+    except UnitError:
+        return True
+    except (StegoError, OSError):
+        return False
+    return False
+
+
+def _memory() -> int | None:
+    left = available_memory()
+    return None if left is None else max(_ALWAYS_BYTES, int(left * _SHARE))
