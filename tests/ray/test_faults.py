@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,31 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     cluster.run(*command(pictures, model, whole, "--predict.unit-images", "4"))
     assert row_digests(str(out)) == row_digests(str(whole))
     assert verify_output(str(out)).is_ordered
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_again_and_again_costs_nothing(
+    cluster: Cluster, model: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    pictures, out, units = draw_pictures(tmp_path / "pictures", 60, seed=8), small_disk / "out", []
+    flags = ["--predict.unit-images", "4", "--predict.shard-batches", "3"]
+    whole = tmp_path / "whole"
+    cluster.run(*command(pictures, model, whole, *flags))
+    room, rng = 24_000, random.Random(8)
+    for _ in range(60):
+        subprocess.run(["mount", "-o", f"remount,size={room}", str(small_disk)], check=True)
+        done = cluster.run(*command(pictures, model, out, *flags), check=None)
+        if done.returncode == 0:
+            break
+        assert (done.returncode, "No space left" in done.stderr) == (2, True), done.stderr
+        units.append(len(list(out.glob("_units/*"))) + len(list(out.glob("masks/*"))))
+        room += rng.randrange(4_096, 16_384)
+    assert len(units) >= 10
+    assert len(set(units)) > 3  # it was full at different moments
+    assert row_digests(str(out)) == row_digests(str(whole))
+    assert verify_output(str(out)).is_ordered
+    for path in (whole / "masks").iterdir():
+        assert (out / "masks" / path.name).read_bytes() == path.read_bytes()
 
 
 def soak(out: Path, *flags: str) -> dict:
