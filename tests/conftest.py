@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # Here and nowhere else: a fixture that two folders import is two fixtures, and two clusters.
+from google_store import google_store  # noqa: E402 - found by the path above
 from ray_cluster import cluster, data, model  # noqa: E402 - found by the path above
 from s3_store import s3_cluster, store  # noqa: E402 - found by the path above
 
-__all__ = ["cluster", "data", "model", "s3_cluster", "store"]
+__all__ = ["cluster", "data", "google_store", "model", "s3_cluster", "store"]

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from stego_core.storage.uris import is_local
+
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
@@ -102,3 +104,21 @@ def retried(
             longest_s = min(2 * longest_s, _LONGEST_WAIT_S)
             waited_s += wait_s
             sleep(wait_s)
+
+
+def repeated(uri: str, operation: Callable[[], _Result]) -> _Result:
+    """Run an operation on `uri` that can be repeated; local ones fail for good.
+
+    Raises:
+        PermissionError: where the store says that it is not allowed.
+        FileNotFoundError: where it says that the object is gone.
+        OSError: any other, as `retried`.
+    """
+    try:
+        return operation() if is_local(uri) else retried(operation)
+    except OSError as error:
+        if any(word in str(error) for word in DENIED):
+            raise PermissionError(str(error)) from error
+        if any(word in str(error) for word in GONE):
+            raise FileNotFoundError(str(error)) from error
+        raise

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stego_core.errors import InputError
 
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60
 _SDK_ATTEMPTS = 3  # of a single request; `retried` repeats the whole operation
-_ANONYMOUS, _ADDRESSING = "STEGO_S3_ANONYMOUS", "STEGO_S3_ADDRESSING"
+_ADDRESSING = "STEGO_S3_ADDRESSING"
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -74,7 +75,7 @@ def _s3(bucket: str) -> pafs.FileSystem:
         with told(f"s3://{bucket}", "has no region that can be found (AWS_REGION sets it)"):
             options["region"] = pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
-        anonymous=_is_anonymous(),
+        anonymous=_is_anonymous("S3"),
         force_virtual_addressing=_addressing() == "virtual",
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=_REQUEST_TIMEOUT_S,
@@ -93,15 +94,30 @@ def s3_client(**options: Any) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    if _is_anonymous():
+    if _is_anonymous("S3"):
         options["signature_version"] = UNSIGNED
     if (style := _addressing()) != "auto":  # else a profile's own, or the path at an endpoint
         options["s3"] = {"addressing_style": style}
     return boto3.client("s3", config=Config(**options))
 
 
-def _is_anonymous() -> bool:
-    return os.environ.get(_ANONYMOUS, "").lower() in ("1", "true", "yes")
+@lru_cache(maxsize=1)
+def _gcs() -> pafs.FileSystem:
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    options: dict[str, Any] = {}
+    if emulator:  # as Google's own clients: nobody signs requests to one
+        parts = urlsplit(emulator if "://" in emulator else f"http://{emulator}")
+        options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
+    return pafs.GcsFileSystem(
+        anonymous=bool(emulator) or _is_anonymous("GS"),
+        # Its own default is a quarter of an hour, also for a wrong answer to who we are.
+        retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S),
+        **options,
+    )
+
+
+def _is_anonymous(store: str) -> bool:
+    return os.environ.get(f"STEGO_{store}_ANONYMOUS", "").lower() in ("1", "true", "yes")
 
 
 def _addressing() -> str:
@@ -126,16 +142,16 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of `uri` and the path inside it.
 
     Raises:
-        InputError: if no filesystem knows the scheme, or an S3 URI names no bucket.
+        InputError: if no filesystem knows the scheme, or a URI of S3 or Google names no bucket.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
     scheme, path = split(uri)
-    if scheme in ("s3", "s3a"):
-        bucket = path.partition("/")[0]
+    if scheme in ("s3", "s3a", "gs", "gcs"):
+        bucket, _, rest = path.partition("/")
         if not bucket:
-            raise InputError(f"{uri} names no bucket; give s3://bucket/prefix")
-        return _s3(bucket), path
+            raise InputError(f"{uri} names no bucket; give {scheme}://bucket/prefix")
+        return (_gcs(), path if rest else bucket) if scheme.startswith("g") else (_s3(bucket), path)
     authority, _, rest = path.partition("/")
     try:
         filesystem, root = _other(scheme, authority)

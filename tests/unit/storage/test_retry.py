@@ -74,7 +74,7 @@ def test_what_a_store_says_when_it_is_away_passes(text):
 
 
 def test_local_files_are_not_asked_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("stego_core.storage.fs.retried", pytest.fail)
+    monkeypatch.setattr("stego_core.storage.retry.retried", pytest.fail)
     fs.write_bytes(str(tmp_path / "x"), b"1")
     with pytest.raises(FileNotFoundError):
         fs.read_bytes(str(tmp_path / "y"))

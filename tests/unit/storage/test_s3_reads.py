@@ -84,7 +84,7 @@ def test_an_object_that_can_not_be_read_is_a_row_with_its_reason_and_no_other_is
         store.client.put_object(
             Bucket=BUCKET, Key=key.replace(FOLDER, "refused"), Body=store.read(key)
         )
-    monkeypatch.setattr(fs, "retried", partial(retry.retried, seconds=0.3))
+    monkeypatch.setattr(retry, "retried", partial(retry.retried, seconds=0.3))
     with FaultProxy(store.port, choose=choose) as proxy:
         here(proxy.url)
         files = list(fs.list_files(f"s3://{BUCKET}/refused"))

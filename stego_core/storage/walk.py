@@ -1,0 +1,142 @@
+"""What lies below a folder or prefix: names, and files in an order that never changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from stego_core.errors import InputError
+from stego_core.storage.retry import repeated
+from stego_core.storage.uris import is_local, join, local_path, open_uri, s3_client, split, told
+
+_LIST_ATTEMPTS = 12  # of a page of a listing
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """One file of a listing.
+
+    Attributes:
+        uri: what `read_bytes` takes.
+        path: relative to the listed folder, with forward slashes.
+        num_bytes: size.
+        etag: changes when the content does: the store's etag, or modification time and size.
+    """
+
+    uri: str
+    path: str
+    num_bytes: int
+    etag: str
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the sorted names directly below a folder, none if there is no folder.
+
+    Raises:
+        InputError: if the folder can't be listed.
+    """
+    filesystem, path = open_uri(uri)
+    folder = path.rstrip("/")
+    is_all = _hides_folders(filesystem)
+    selector = pafs.FileSelector(folder, allow_not_found=True, recursive=is_all)
+    with told(uri, "can't be listed"):
+        infos = repeated(uri, lambda: filesystem.get_file_info(selector))
+        return sorted({info.path[len(folder) :].strip("/").partition("/")[0] for info in infos})
+
+
+def list_files(uri: str) -> Iterator[ListedFile]:
+    """Yield every file below a folder or prefix, in an order that never changes.
+
+    Hidden files and folders (leading dot) are passed over.
+
+    Raises:
+        InputError: if folder or bucket is not there or can't be read, or a name is not UTF-8.
+    """
+    if is_local(uri):
+        yield from _list_local(local_path(uri))
+    elif split(uri)[0] in ("s3", "s3a"):
+        yield from _list_s3(uri)
+    else:
+        yield from _list_other(uri)
+
+
+def _list_local(root: Path) -> Iterator[ListedFile]:
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give an existing folder or URI")
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.startswith(".") or not path.is_file():
+                continue
+            if not _is_utf8(name) or not _is_utf8(folder):
+                raise InputError(f"{str(path)!a}: the name is not UTF-8; rename the file or folder")
+            stat = path.stat()
+            yield ListedFile(
+                uri=str(path),
+                path=path.relative_to(root).as_posix(),
+                num_bytes=stat.st_size,
+                etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}",
+            )
+
+
+def _is_utf8(name: str) -> bool:
+    # Other bytes of a name are lone surrogates in Python, which no table can hold.
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _list_s3(uri: str) -> Iterator[ListedFile]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, prefix = split(uri)[1].partition("/")
+    prefix = f"{prefix.strip('/')}/".lstrip("/")
+    retries = {"mode": "standard", "total_max_attempts": _LIST_ATTEMPTS}
+    pages = s3_client(retries=retries).get_paginator("list_objects_v2")
+    found = False
+    with told(uri, "can't be listed", (ClientError, BotoCoreError)):
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                found = True
+                path = entry["Key"].removeprefix(prefix)
+                if path.endswith("/") or _is_hidden(path):
+                    continue
+                key_uri, etag = f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"')
+                yield ListedFile(uri=key_uri, path=path, num_bytes=entry["Size"], etag=etag)
+    if not found:
+        raise InputError(f"{uri}: nothing below this prefix; check bucket and prefix")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _list_other(uri: str) -> Iterator[ListedFile]:
+    filesystem, root = open_uri(uri)
+    with told(uri, "can't be listed"):
+        for info in _walk(uri, filesystem, root):
+            path = info.path.removeprefix(root).lstrip("/")
+            if not _is_hidden(path):
+                etag = f"{info.mtime_ns or 0:x}-{info.size:x}"
+                yield ListedFile(join(uri, path), path, info.size, etag)
+
+
+def _walk(uri: str, filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
+    """List a folder at a time, in the order of whole paths: only one folder's names are held."""
+    is_all = _hides_folders(filesystem)
+    selector = pafs.FileSelector(folder, recursive=is_all)
+    infos = repeated(uri, lambda: filesystem.get_file_info(selector))
+    named = {f"{i.path}/" if i.type == pafs.FileType.Directory else i.path: i for i in infos}
+    for path in sorted(named):
+        if not path.endswith("/"):
+            yield named[path]
+        elif not is_all and not named[path].base_name.startswith("."):
+            yield from _walk(uri, filesystem, path[:-1])
+
+
+def _hides_folders(filesystem: pafs.FileSystem) -> bool:
+    """Tell whether it lists only folders that an object stands for: then all must be listed."""
+    return isinstance(filesystem, pafs.GcsFileSystem)
