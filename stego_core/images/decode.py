@@ -34,6 +34,7 @@ from PIL import (
 from stego_core.config.schema import ImageLimits
 from stego_core.errors import ImageProblem
 from stego_core.images.tiff import Source, Tiff, is_short, tile_size
+from stego_core.images.webp import webp_size
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Class ids, (H, W)."""
@@ -191,11 +192,13 @@ def _open(data: bytes, limits: ImageLimits, accepted: tuple[str, ...]) -> ImageF
     if len(data) > limits.max_bytes:
         size = f"{len(data)} bytes"
         raise _RejectedError(ImageProblem.TOO_MANY_BYTES, f"{size}; limit {limits.max_bytes}")
-    opened = _read_header(data, _sniff(data, accepted))
+    image_format = _sniff(data, accepted)
+    if image_format == "WEBP" and (stated := webp_size(data)):
+        _check_pixels(*stated, limits)
+    opened = _read_header(data, image_format)
     width, height = opened.size
+    _check_pixels(width, height, limits)
     size = f"{width} x {height} pixels"
-    if width * height > limits.max_pixels:
-        raise _RejectedError(ImageProblem.TOO_MANY_PIXELS, f"{size}; limit {limits.max_pixels}")
     if max(width, height) > limits.max_side:
         raise _RejectedError(ImageProblem.TOO_LONG_SIDE, f"{size}; limit {limits.max_side}")
     if min(width, height) < limits.min_side:
@@ -205,6 +208,12 @@ def _open(data: bytes, limits: ImageLimits, accepted: tuple[str, ...]) -> ImageF
         detail = f"tiles of {across} x {down} pixels; limit {limits.max_pixels}"
         raise _RejectedError(ImageProblem.TOO_MANY_PIXELS, detail)
     return opened
+
+
+def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        detail = f"{width} x {height} pixels; limit {limits.max_pixels}"
+        raise _RejectedError(ImageProblem.TOO_MANY_PIXELS, detail)
 
 
 def _sniff(data: bytes, accepted: tuple[str, ...]) -> str:
