@@ -60,8 +60,8 @@ check: lint types layers test ## all that CI runs
 bench: demo ## every benchmark of docs/performance.md; DATA=<labelled data> adds the whole schedule
 	$(BIN)/python -m benchmarks.run_all $(if $(DATA),--data $(call quoted,$(DATA)))
 
-chaos: $(SETUP) ## kill drivers, workers, nodes and heads of a local cluster; count rows lost
-	$(BIN)/python jobs/chaos.py
+chaos: $(SETUP) ## kill drivers, workers, nodes and heads of a local cluster; FLAGS="--faults.rounds 9" for longer
+	$(BIN)/python jobs/chaos.py $(FLAGS)
 
 fuzz: $(SETUP) ## a million broken images for the decoder; SEEDS=<folder> adds real ones
 	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS) $(if $(SEEDS),--seeds $(call quoted,$(SEEDS)))

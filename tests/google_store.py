@@ -35,6 +35,8 @@ def google_store() -> Iterator[dict[str, str]]:
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
+        else:
+            raise TimeoutError("the server does not answer")
         yield {"STORAGE_EMULATOR_HOST": url}
     finally:
         server.kill()

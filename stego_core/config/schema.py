@@ -36,7 +36,7 @@ class ImageLimits(Strict):
     min_side: Positive = 8
     """Shortest side, in pixels."""
     max_seconds: PositiveFloat = 120.0
-    """Longest time that decoding one image may take."""
+    """Longest time that decoding one image may take, or computing with it where that is watched."""
 
     def record(self) -> dict[str, int]:
         """Return what determines which images are used: not the time, which the machine decides."""

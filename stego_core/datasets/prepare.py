@@ -27,6 +27,7 @@ from stego_core.datasets.decoders import Decoders
 from stego_core.datasets.official import Found, Item, Official
 from stego_core.errors import ConfigError, InputError
 from stego_core.storage import fs
+from stego_core.storage.lease import hold
 from stego_core.storage.names import below
 from stego_core.storage.run import RunDirectory
 
@@ -90,7 +91,7 @@ def prepare(job: PrepareJob, run: RunDirectory, decoders: Decoders) -> None:
         decoders: of images and labels.
 
     Raises:
-        ConfigError: as `plan_prepare`, or if `job.out` holds another data set.
+        ConfigError: as `plan_prepare`, or if `job.out` holds another data set, or another job does.
         InputError: if files are missing, before anything is written; or if some can't be used,
             after all others are written. Every problem has a line.
     """
@@ -98,6 +99,23 @@ def prepare(job: PrepareJob, run: RunDirectory, decoders: Decoders) -> None:
     problems = _problems(job, official, splits)
     if problems:
         raise InputError("\n".join(problems))
+    with hold(job.out):
+        problems = _write(job, run, decoders, official, splits)
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        shown = problems[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
+        raise InputError("\n".join(["some files can't be used; the others are written", *shown]))
+
+
+def _write(
+    job: PrepareJob,
+    run: RunDirectory,
+    decoders: Decoders,
+    official: Official,
+    splits: dict[str, Found],
+) -> list[str]:
+    """Write all splits; return what can't be used."""
+    problems: list[str] = []
     run.claim({"dataset": job.dataset})
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     names = "".join(f"{name}\n" for name in official.class_names)
@@ -120,10 +138,7 @@ def prepare(job: PrepareJob, run: RunDirectory, decoders: Decoders) -> None:
             notes=found.notes,
             problems=len(wrong),
         )
-    if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        shown = problems[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
-        raise InputError("\n".join(["some files can't be used; the others are written", *shown]))
+    return problems
 
 
 def _find(job: PrepareJob) -> tuple[Official, dict[str, Found]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import signal
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -14,6 +17,7 @@ from typing import Any, Final
 from ray import cloudpickle
 
 _START_S: Final = 300.0  # of a child that loads a model beside others that do so
+_LOOK_S: Final = 1.0  # between looks for the parent
 
 Answer = Callable[[bytes], bytes]
 
@@ -107,6 +111,7 @@ class Child:
 def _serve(pipe: Connection, payload: bytes, memory: int | None) -> None:
     """Answer in the child until the parent closes the pipe."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     answer: Answer = cloudpickle.loads(payload)()
     if memory is not None:
         _limit_memory(memory)
@@ -121,6 +126,13 @@ def _serve(pipe: Connection, payload: bytes, memory: int | None) -> None:
         result = answer(request)
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send_bytes(result)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End a child whose parent was killed while it waited for an answer."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def _limit_memory(num_bytes: int) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from stego_core.distributed.culprits import Compute, Search
+from stego_core.distributed.culprits import Compute, NotThePictures, Search
 from stego_core.distributed.packed import (
     UnitError,
     is_failure,
@@ -20,11 +23,14 @@ from stego_core.distributed.packed import (
 from stego_core.doctor.machine import available_memory
 from stego_core.errors import StegoError
 
+logger = logging.getLogger(__name__)
+
 Probe = Callable[[int], Callable[[], Compute]]
 """Unit → what starts, in a child process, the computation of a stage without its writes."""
 
-_SHARE = 0.5  # of the memory that is left, which a child may take
-_ALWAYS_BYTES = 2**30
+_ALWAYS_BYTES = 2**30  # of memory, however little is left
+# One at a time in an actor: each child has a model of its own.
+_searching = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +54,38 @@ class Guard:
     def run(self, row: pa.Table, compute: Callable[[int, pa.Table], pa.Table]) -> pa.Table:
         """Return the packed result of a packed unit, or of an error the error.
 
-        A unit that an earlier process began and did not end, or that failed in a way of which a
-        picture may be the cause, is searched for culprits first.
+        A unit that an earlier process began and did not end is searched for culprits first, one
+        that fails in a way of which a picture may be the cause afterwards, and computed again.
         """
         unit, table = unpack(row)
         if is_failure(table):
             return row
         name = f"{self.stage} {unit}"
         deaths = ray.get(self.ledger.begin.remote(name))
-
-        def computed() -> pa.Table:
-            return compute(unit, self._without_culprits(unit, table) if deaths else table)
-
-        result = pack_result(unit, computed)
-        if not _may_be_a_pictures_fault(result):
-            self.ledger.end.remote(name)
+        if deaths:
+            table = self._without_culprits(unit, table, deaths)
+        result = pack_result(unit, lambda: compute(unit, table))
+        if not deaths and _may_be_a_pictures_fault(result):
+            rest = self._without_culprits(unit, table, 1)
+            if rest is not table:
+                result = pack_result(unit, lambda: compute(unit, rest))
+        self.ledger.end.remote(name)
         return result
 
-    def _without_culprits(self, unit: int, table: pa.Table) -> pa.Table:
+    def _without_culprits(self, unit: int, table: pa.Table, deaths: int) -> pa.Table:
         if self.probe is None:
             return table
-        memory = _memory if self.is_bounded else lambda: None
-        search = Search(self.probe(unit), seconds=self.seconds, memory=memory)
-        try:
-            return search.set_aside(table)
-        finally:
-            search.close()
+        memory = partial(_memory, deaths) if self.is_bounded else lambda: None
+        with _searching:
+            search = Search(self.probe(unit), seconds=self.seconds, memory=memory)
+            try:
+                return search.set_aside(table)
+            except (NotThePictures, OSError) as error:
+                # The unit may be whole all the same: it is computed as if nobody had looked.
+                logger.warning("no search for culprits in unit %d: %s", unit, error)
+                return table
+            finally:
+                search.close()
 
 
 def _may_be_a_pictures_fault(result: pa.Table) -> bool:
@@ -86,6 +98,6 @@ def _may_be_a_pictures_fault(result: pa.Table) -> bool:
     return False
 
 
-def _memory() -> int | None:
+def _memory(deaths: int) -> int | None:
     left = available_memory()
-    return None if left is None else max(_ALWAYS_BYTES, int(left * _SHARE))
+    return None if left is None else max(_ALWAYS_BYTES, left // (1 + deaths))

@@ -20,6 +20,9 @@ from stego_core.inference.upsample import upsampled_argmax
 from stego_core.masks.table import SCHEMA, Segmentation, segmented_row, to_parquet
 from stego_core.storage import fs
 
+# What a row has whatever became of its image.
+_ALWAYS = SCHEMA.names[:6]
+
 
 def unit_uri(out: str, unit: int) -> str:
     """Return where a unit's rows lie until their shard is complete."""
@@ -44,7 +47,7 @@ def masks_rows(unit: int, table: pa.Table, *, out: str, job: SegmentJob) -> list
 
 def _masks_row(row: dict[str, Any], job: SegmentJob) -> dict[str, Any]:
     if row["status"] != ImageProblem.OK:
-        return {name: row.get(name) for name in SCHEMA.names}
+        return {name: row.get(name) if name in _ALWAYS else None for name in SCHEMA.names}
     grid = (row["grid_height"], row["grid_width"])
     labels = _refined(row, job) if job.crf else _labels(row, job)
     segmentation = Segmentation(

@@ -31,6 +31,7 @@ from stego_core.model.segmenter import model_card, save_segmenter
 from stego_core.model.torch_archive import TorchArchive, open_archive
 from stego_core.model.weights import ResolvedWeights
 from stego_core.storage import fs
+from stego_core.storage.lease import hold
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def import_checkpoint(job: ImportJob, run: RunDirectory) -> None:
     Raises:
         InputError: if the checkpoint can't be read.
         CheckpointError: if it is damaged, hostile or of another layout, or if the run directory
-            holds a model of other origin.
+            holds a model of other origin, or another job holds it.
     """
     folder = run.path("model")
     if fs.exists(fs.join(folder, "model.json")) and not fs.exists(fs.join(folder, BACKBONE_FILE)):
@@ -97,9 +98,7 @@ def import_checkpoint(job: ImportJob, run: RunDirectory) -> None:
     if found.num_classes:
         tensors["linear.weight"] = tensors["linear.weight"].flatten(1)
     source = f"checkpoint {job.checkpoint.rpartition('/')[2]}"
-    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     data = safetensors.torch.save(state, {"source": source})
-    fs.write_bytes(fs.join(folder, BACKBONE_FILE), data)
     card = model_card(
         weights=ResolvedWeights(None, source, hashlib.sha256(data).hexdigest()),
         config=found.backbone,
@@ -108,7 +107,10 @@ def import_checkpoint(job: ImportJob, run: RunDirectory) -> None:
         num_classes=found.num_classes,
         class_names=[],
     )
-    save_segmenter(folder, tensors, card)
+    with hold(job.out):
+        fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+        fs.write_bytes(fs.join(folder, BACKBONE_FILE), data)
+        save_segmenter(folder, tensors, card)
     for line in found.lines():
         logger.info("%s", line)
     logger.info("model: %s", folder)

@@ -52,9 +52,10 @@ DENIED: Final = (
     "ExpiredToken",  # which pyarrow hands on as the store wrote it
     "PERMISSION_DENIED",  # of Google's storage, as the next
     "UNAUTHENTICATED",
+    "OAuth2 access token",  # which Google's client could not get
 )
 # And of the content of an object that was still there when its size was asked for.
-GONE: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+GONE: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "No such file or directory")
 _LASTING_TEXT: Final = (*DENIED, *GONE, "NO_SUCH_BUCKET")
 
 

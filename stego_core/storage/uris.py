@@ -110,8 +110,8 @@ def _gcs() -> pafs.FileSystem:
         options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
     return pafs.GcsFileSystem(
         anonymous=bool(emulator) or _is_anonymous("GS"),
-        # Its own default is a quarter of an hour, also for a wrong answer to who we are.
-        retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S),
+        # Of a single request, which `retried` repeats; its own default is a quarter of an hour.
+        retry_time_limit=timedelta(seconds=_CONNECT_TIMEOUT_S),
         **options,
     )
 

@@ -125,18 +125,18 @@ def _list_other(uri: str) -> Iterator[ListedFile]:
 
 
 def _walk(uri: str, filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
-    """List a folder at a time, in the order of whole paths: only one folder's names are held."""
+    """List a folder at a time, in the order of whole paths: no more names are held at a time."""
     is_all = _hides_folders(filesystem)
     selector = pafs.FileSelector(folder, recursive=is_all)
     infos = repeated(uri, lambda: filesystem.get_file_info(selector))
     named = {f"{i.path}/" if i.type == pafs.FileType.Directory else i.path: i for i in infos}
     for path in sorted(named):
-        if not path.endswith("/"):
+        if named[path].type == pafs.FileType.File:
             yield named[path]
-        elif not is_all and not named[path].base_name.startswith("."):
+        elif path.endswith("/") and not is_all and not named[path].base_name.startswith("."):
             yield from _walk(uri, filesystem, path[:-1])
 
 
 def _hides_folders(filesystem: pafs.FileSystem) -> bool:
     """Tell whether it lists only folders that an object stands for: then all must be listed."""
-    return isinstance(filesystem, pafs.GcsFileSystem)
+    return bool(filesystem.type_name == "gcs")

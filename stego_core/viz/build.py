@@ -18,6 +18,7 @@ from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.storage import fs
+from stego_core.storage.lease import hold
 from stego_core.storage.run import RunDirectory
 from stego_core.viz.calibration import CalibrationFacts, read_calibration
 from stego_core.viz.confusion import read_confusion
@@ -42,6 +43,7 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
 
     Raises:
         InputError: if there are no masks.
+        CheckpointError: if another job writes it.
     """
     folder = fs.join(job.masks, "masks")
     parts = [fs.join(folder, n) for n in fs.list_names(folder) if n.endswith(".parquet")]
@@ -50,13 +52,14 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
     clusters = _cluster_table(parts[0])
     names = [cluster["name"] for cluster in clusters]
     source = RunDirectory(job.masks, job="report")
-    index = write_report(
-        run.uri,
-        _images(parts, job, _failures(job)),
-        _facts(job, source),
-        names,
-        cluster_colors(len(names)),
-    )
+    with hold(run.uri):
+        index = write_report(
+            run.uri,
+            _images(parts, job, _failures(job)),
+            _facts(job, source),
+            names,
+            cluster_colors(len(names)),
+        )
     run.event("report", index=index)
     logger.info("report: %s", index)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +24,13 @@ ROOT = f"gs://{GOOGLE_BUCKET}/pipeline"
 @pytest.fixture
 def google_cluster(
     cluster: Cluster, google_store: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> Cluster:
+) -> Iterator[Cluster]:
     """A cluster that is older than its jobs: workers hear of the store from the driver."""
     for name, value in google_store.items():
         monkeypatch.setenv(name, value)
     uris._gcs.cache_clear()
-    return replace(cluster, env=cluster.env | google_store)
+    yield replace(cluster, env=cluster.env | google_store)
+    uris._gcs.cache_clear()
 
 
 def masks(folder: str) -> pa.Table:
@@ -37,7 +39,7 @@ def masks(folder: str) -> pa.Table:
     return pa.concat_tables(tables).select(["image_id", "status", "mask", "clusters"])
 
 
-def test_all_jobs_pass_from_bucket_to_bucket(
+def test_training_segmentation_evaluation_and_report_pass_from_bucket_to_bucket(
     google_cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     for path in sorted(p for p in data.rglob("*") if p.is_file()):

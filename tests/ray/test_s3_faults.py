@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from dataclasses import replace
@@ -87,6 +88,35 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert masks(store, out) == calm
     assert store.keys(f"{out}/_SUCCESS")
     assert proxy.faults["down"] > 0
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_again_and_again_is_waited_for(
+    calm: dict[str, bytes], store: Store, s3_cluster: Cluster, model: Path
+) -> None:
+    """A dozen outages of 1 to 6 s at drawn moments, over as many starts of the job as they take."""
+    rng, outages = random.Random(5), 0
+    for start in range(12):
+        out, ended = f"often-{start}", threading.Event()
+        with FaultProxy(store.port) as proxy:
+
+            def come_and_go(proxy: FaultProxy = proxy, ended: threading.Event = ended) -> None:
+                while not ended.wait(rng.uniform(0.5, 6)):
+                    proxy.is_down = True
+                    time.sleep(rng.uniform(1, 6))
+                    proxy.is_down = False
+
+            thread = threading.Thread(target=come_and_go, daemon=True)
+            thread.start()
+            behind(proxy, s3_cluster).run(*command(model, out))
+            ended.set()
+            thread.join()
+        assert masks(store, out) == calm
+        assert store.keys(f"{out}/_SUCCESS")
+        outages += proxy.faults["down"] > 0
+        if outages >= 4:
+            break
+    assert outages >= 4
 
 
 @pytest.mark.parametrize(

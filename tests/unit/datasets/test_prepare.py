@@ -20,6 +20,7 @@ from stego_core.datasets.directory import open_dataset
 from stego_core.datasets.prepare import DATASETS, place_file, plan_prepare, prepare
 from stego_core.distributed.data import decoders
 from stego_core.errors import CheckpointError, ConfigError, InputError
+from stego_core.storage.lease import hold
 from stego_core.storage.run import RunDirectory
 
 
@@ -338,3 +339,12 @@ def test_an_output_that_can_not_be_written_ends_the_run(tmp_path):
     write_tree(tmp_path, {"out/imgs": b"a file where a folder should be"})
     with pytest.raises(OSError, match="imgs"):
         run(job_of("voc2012", root, tmp_path / "out"))
+
+
+def test_a_tree_that_another_job_writes_is_left_as_it_is(tmp_path):
+    root, out = TREES["camvid"](tmp_path / "in"), tmp_path / "out"
+    with hold(str(out)):
+        before = files(out)
+        with pytest.raises(CheckpointError, match="another job"):
+            run(job_of("camvid", root, out))
+        assert files(out) == before

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from stego_core.config.schema import ImageLimits
 from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.isolate import ChildDecoder, TimeLimit
 from stego_core.storage.manifest import list_images, write_manifest
+
+ROOT = str(Path(__file__).parents[3])
 
 
 def answer(data, image_id):
@@ -51,6 +54,7 @@ def test_a_death_and_a_hang_have_a_status_each_and_the_next_picture_is_decoded(c
     assert child(b"xy", 5)["pixels"] == b"yx"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux only")
 def test_memory_beyond_the_limits_is_not_to_be_had():
     # 8 GB are asked for; 24 bytes for each pixel that is allowed are there.
     child = ChildDecoder(answer, ImageLimits(max_pixels=10**6, max_bytes=10**6))
@@ -91,3 +95,34 @@ def test_the_timer_is_off_when_no_picture_is_decoded():
     with limit.image():
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_child_ends_with_its_parent_also_while_it_is_at_work(tmp_path):
+    note = tmp_path / "pid"
+    code = (
+        "import os, sys, threading, time\nfrom stego_core.distributed.child import Child\n"
+        "def start():\n"
+        "    def answer(request):\n"
+        f"        open({str(note)!r}, 'w').write(str(os.getpid()))\n"
+        "        time.sleep(3600)\n"
+        "    return answer\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Timer(60, os._exit, (1,)).start()\n"
+        "    Child(start)(b'', seconds=3600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ROOT})
+    while not (note.exists() and note.read_text()):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    child = int(note.read_text())
+    os.kill(child, 0)
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the child lives on")

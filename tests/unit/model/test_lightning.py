@@ -18,6 +18,7 @@ from stego_core.model import lightning_layout
 from stego_core.model.lightning import import_checkpoint, plan_import
 from stego_core.model.segmenter import load_segmenter
 from stego_core.model.weights import cache_path
+from stego_core.storage.lease import hold
 from stego_core.storage.run import RunDirectory
 
 
@@ -267,3 +268,10 @@ def test_checkpoint_and_model_may_lie_in_a_store(tmp_path):
     assert torch.equal(remote.encode(pixels)[1], local.encode(pixels)[1])
     with pytest.raises(InputError, match="can't be read"):
         imported("memory://files/no.ckpt", tmp_path / "run")
+
+
+def test_a_folder_that_another_job_writes_gets_no_model(tmp_path):
+    _, path = tiny(tmp_path / "c.ckpt")
+    with hold(str(tmp_path / "run")), pytest.raises(CheckpointError, match="another job"):
+        imported(path, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()

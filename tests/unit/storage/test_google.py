@@ -24,8 +24,8 @@ def here(google_store, monkeypatch):
         monkeypatch.setenv(name, value)
     uris._gcs.cache_clear()
     yield
-    uris._gcs.cache_clear()
     fs.delete(f"{ROOT}/tests")
+    uris._gcs.cache_clear()
 
 
 def test_all_files_are_listed_with_odd_names_and_in_folders_no_object_stands_for():
