@@ -59,7 +59,7 @@ def main():
     """Print one JSON list of rows."""
     pictures, manifest_uri = sys.argv[1:]
     manifest = write_manifest(manifest_uri, list_images(pictures), unit_images=8)
-    units._NO_PROGRESS_S = 10  # after which a plan whose actor hangs is given up
+    units._UNIT_S = 5  # after which an actor that hangs is ended
     fetch = {
         "manifest": manifest,
         "prepare": WholeImage(resolution=32, patch=16),

@@ -69,7 +69,7 @@ class Child:
             ChildDied: if it ended, also by an exception.
             OSError: if it did not start, which is nobody's fault.
         """
-        process, pipe = self._child or self._start()
+        process, pipe = self.ready()
         try:
             pipe.send_bytes(repr(seconds).encode())
             pipe.send_bytes(request)
@@ -79,6 +79,14 @@ class Child:
             code = process.exitcode
             self.close()
             raise ChildDied(code) from None
+
+    def ready(self) -> tuple[Any, Connection]:
+        """Start the child, unless there is one, and wait until it can answer.
+
+        Raises:
+            OSError: if it did not start.
+        """
+        return self._child or self._start()
 
     def _start(self) -> tuple[Any, Connection]:
         context = multiprocessing.get_context("spawn")

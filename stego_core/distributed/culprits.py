@@ -70,6 +70,7 @@ class Search:
     def _try_black(self, table: pa.Table, usable: Sequence[int]) -> None:
         problem = None
         for row in dict.fromkeys((usable[0], usable[-1])):
+            self._child.ready()  # how long a model takes to load says nothing of a picture
             start = time.monotonic()
             problem = self._try(_blackened(table, row), [row], self._seconds)
             if problem is None:

@@ -75,7 +75,7 @@ def fetch_unit(
         limit = TimeLimit(limits.max_seconds)
 
         def in_time(data: bytes, image_id: int) -> dict[str, Any]:
-            with limit.image():
+            with limit.running():
                 return decode(data, image_id)
 
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -6,13 +6,14 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 
 from stego_core.distributed.culprits import Compute, NotThePictures, Search
+from stego_core.distributed.isolate import TimeLimit
 from stego_core.distributed.packed import (
     UnitError,
     is_failure,
@@ -43,6 +44,7 @@ class Guard:
         probe: what a child computes; None where there is no search for culprits.
         seconds: that one picture may take in the child.
         is_bounded: whether the child's memory is; that of a process with a GPU can't be told.
+        unit_s: after which a process is ended in which no unit has begun or ended.
     """
 
     ledger: Any
@@ -50,6 +52,7 @@ class Guard:
     probe: Probe | None
     seconds: float
     is_bounded: bool = True
+    unit_s: float = 3600.0
 
     def run(self, row: pa.Table, compute: Callable[[int, pa.Table], pa.Table]) -> pa.Table:
         """Return the packed result of a packed unit, or of an error the error.
@@ -64,13 +67,19 @@ class Guard:
         deaths = ray.get(self.ledger.begin.remote(name))
         if deaths:
             table = self._without_culprits(unit, table, deaths)
-        result = pack_result(unit, lambda: compute(unit, table))
+        result = self._computed(unit, table, compute)
         if not deaths and _may_be_a_pictures_fault(result):
             rest = self._without_culprits(unit, table, 1)
             if rest is not table:
-                result = pack_result(unit, lambda: compute(unit, rest))
+                result = self._computed(unit, rest, compute)
         self.ledger.end.remote(name)
         return result
+
+    def _computed(
+        self, unit: int, table: pa.Table, compute: Callable[[int, pa.Table], pa.Table]
+    ) -> pa.Table:
+        with _time_limit(self.unit_s).running():
+            return pack_result(unit, lambda: compute(unit, table))
 
     def _without_culprits(self, unit: int, table: pa.Table, deaths: int) -> pa.Table:
         if self.probe is None:
@@ -86,6 +95,11 @@ class Guard:
                 return table
             finally:
                 search.close()
+
+
+@lru_cache(maxsize=1)
+def _time_limit(seconds: float) -> TimeLimit:
+    return TimeLimit(seconds)  # one for all units of a process
 
 
 def _may_be_a_pictures_fault(result: pa.Table) -> bool:

@@ -29,11 +29,11 @@ _ALWAYS_BYTES: Final = 256 * 2**20  # a picture of 10 megapixels, however little
 
 
 class TimeLimit:
-    """Ends this whole process if decoding gets nowhere for too long.
+    """Ends this whole process if work gets nowhere for too long.
 
     Native code can't be interrupted, and may hold the interpreter's lock: so the kernel's timer
-    does it (SIGALRM). It starts anew whenever a picture begins or ends, and stands still while
-    none is being decoded, such as during reads.
+    does it (SIGALRM). It starts anew when a picture (or a unit) begins or ends, and stands still
+    while none is in work, such as during reads.
 
     Args:
         seconds: until the process ends.
@@ -43,8 +43,8 @@ class TimeLimit:
         self._seconds, self._running, self._lock = seconds, 0, threading.Lock()
 
     @contextmanager
-    def image(self) -> Iterator[None]:
-        """Decode one picture in this context."""
+    def running(self) -> Iterator[None]:
+        """Decode one picture, or compute one unit, in this context."""
         self._change(1)
         try:
             yield

@@ -44,6 +44,8 @@ MAX_BLOCKS = 20_000
 ATTEMPTS = 5
 UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _NO_PROGRESS_S = 900.0  # longer than any unit, and than a store that is away
+# Ray Data gives a plan up and leaves an actor that hangs with its CPUs: it must have ended before.
+_UNIT_S = 840.0
 _AT_A_TIME = 2  # units in work in an actor, which share its threads (see `map_threads`)
 _IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
 
@@ -158,8 +160,8 @@ def run_units(
 
     Raises:
         StegoError: as a stage raised it.
-        ClusterError: if an attempt, other than the first, ends in another error without any unit
-            done, or the last one does.
+        ClusterError: if an attempt ends in another error without any unit done, or the last one
+            does.
     """
     configure(debug=debug)
     ledger, stages = start_ledger(), (fetch, work, finish)
@@ -174,8 +176,7 @@ def run_units(
                 done += 1
                 yield receipt
         except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
-            # Even without a unit done the second attempt knows more: where to look for culprits.
-            if (not done and attempt > 1) or attempt == ATTEMPTS:
+            if not done or attempt == ATTEMPTS:
                 reason = last_line(error)
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
             logger.warning("Ray failed after %d units; going on: %s", done, last_line(error))
@@ -224,8 +225,8 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     fetch, work, finish = stages
     is_bounded = not actors.num_gpus
-    working = Guard(ledger, "work", _factory_probe(work), seconds, is_bounded)
-    finishing = Guard(ledger, "finish", _function_probe(finish), seconds)
+    working = Guard(ledger, "work", _factory_probe(work), seconds, is_bounded, _UNIT_S)
+    finishing = Guard(ledger, "finish", _function_probe(finish), seconds, unit_s=_UNIT_S)
     data = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=min(len(units), MAX_BLOCKS)
     )

@@ -51,26 +51,29 @@ def test_only_the_pictures_that_kill_or_hang_their_process_are_set_aside(
     assert all(row[3] >= 16 * 16 * 3 for row in rows if row[1] == "ok")
 
 
+KILLED = ("crashed", "the process that computed with it ended: SIGKILL")
+FATAL = {
+    "picture-003.png": (fatal_work.KILL, *KILLED),
+    "picture-006.png": (fatal_work.KILL, *KILLED),
+    "picture-013.png": (fatal_work.RAISE, "crashed", "RuntimeError: this one"),
+    "picture-035.png": (fatal_work.KILL_LATE, *KILLED),
+}
+# Noticed only when nothing has happened for long.
+HANGS = {"picture-020.png": (fatal_work.HANG, "timed_out", "computing took more than 0.5 s")}
+
+
+@pytest.mark.parametrize(
+    "fatal",
+    [FATAL, pytest.param(HANGS, marks=pytest.mark.slow)],
+    ids=["deaths_and_errors", "hangs"],
+)
 def test_only_the_pictures_at_which_model_or_crf_die_fail_or_hang_are_set_aside(
-    cluster: Cluster, tmp_path: Path
+    fatal: dict[str, tuple[int, str, str]], cluster: Cluster, tmp_path: Path
 ) -> None:
     pictures = draw_pictures(tmp_path / "pictures", 40)
-    marks = {
-        3: fatal_work.KILL,
-        6: fatal_work.KILL,
-        13: fatal_work.RAISE,
-        20: fatal_work.HANG,
-        35: fatal_work.KILL_LATE,
-    }
-    for number, red in marks.items():
-        Image.new("RGB", (48, 48), (red, 0, 0)).save(pictures / f"picture-{number:03d}.png")
+    for name, (red, *_) in fatal.items():
+        Image.new("RGB", (48, 48), (red, 0, 0)).save(pictures / name)
     rows = run("fatal_work.py", pictures, cluster, tmp_path)
     assert [row[0] for row in rows] == [f"picture-{number:03d}.png" for number in range(40)]
-    killed = ["crashed", "the process that computed with it ended: SIGKILL"]
-    assert {row[0]: row[1:] for row in rows if row[1] != "ok"} == {
-        "picture-003.png": killed,
-        "picture-006.png": killed,
-        "picture-013.png": ["crashed", "RuntimeError: this one"],
-        "picture-020.png": ["timed_out", "computing took more than 0.5 s"],
-        "picture-035.png": killed,
-    }
+    failed = {row[0]: tuple(row[1:]) for row in rows if row[1] != "ok"}
+    assert failed == {name: (status, detail) for name, (_, status, detail) in fatal.items()}

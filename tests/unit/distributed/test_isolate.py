@@ -81,9 +81,9 @@ def test_both_ways_to_fetch_give_the_same_table(tmp_path):
 def test_a_process_that_gets_nowhere_with_a_picture_ends():
     code = (
         "import sys, time\nfrom stego_core.distributed.isolate import TimeLimit\n"
-        "limit = TimeLimit(0.3)\nfor _ in range(4):\n    with limit.image():\n        pass\n"
+        "limit = TimeLimit(0.3)\nfor _ in range(4):\n    with limit.running():\n        pass\n"
         "time.sleep(0.6)\nprint('reads may take longer', flush=True)\n"
-        "with limit.image():\n    time.sleep(60)\n"
+        "with limit.running():\n    time.sleep(60)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGALRM
@@ -92,7 +92,7 @@ def test_a_process_that_gets_nowhere_with_a_picture_ends():
 
 def test_the_timer_is_off_when_no_picture_is_decoded():
     limit = TimeLimit(1000)
-    with limit.image():
+    with limit.running():
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
