@@ -12,6 +12,7 @@ import pytest
 from factories import picture, png_bytes
 
 from stego_core.config.schema import ImageLimits
+from stego_core.distributed import isolate
 from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.isolate import ChildDecoder, TimeLimit
 from stego_core.storage.manifest import list_images, write_manifest
@@ -126,3 +127,21 @@ def test_a_child_ends_with_its_parent_also_while_it_is_at_work(tmp_path):
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     raise AssertionError("the child lives on")
+
+
+@pytest.mark.parametrize(
+    ("left", "share", "expected"),
+    [
+        (None, 0.5, 24 * 10**8 + 2 * 10**8),  # what the limits state
+        (2 * 10**12, 0.5, 24 * 10**8 + 2 * 10**8),
+        (2 * 10**9, 0.5, 10**9),
+        (3 * 10**9, 1 / 3, 10**9),
+        (10**6, 0.5, 256 * 2**20),
+    ],
+)
+def test_a_child_that_decodes_gets_a_share_of_the_memory_that_is_left(
+    left, share, expected, monkeypatch
+):
+    monkeypatch.setattr(isolate, "available_memory", lambda: left)
+    child = ChildDecoder(answer, ImageLimits(max_pixels=10**8, max_bytes=10**8), share=share)
+    assert child._memory() == expected
