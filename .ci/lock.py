@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = {"cpu", "dev", "test", "crf", "report", "demo", "fuzz"}
+EXTRAS = {"cpu", "google", "dev", "test", "crf", "report", "demo", "fuzz"}
 HEADER = "# Made by `make lock`: what the packages of constraints.txt need in turn.\n"
 
 

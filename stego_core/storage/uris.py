@@ -116,6 +116,15 @@ def _gcs() -> pafs.FileSystem:
     )
 
 
+def google_client() -> Any:
+    """Return a client of google-cloud-storage that reaches what `open_uri` does."""
+    from google.cloud import storage
+
+    if os.environ.get("STORAGE_EMULATOR_HOST") or _is_anonymous("GS"):
+        return storage.Client.create_anonymous_client()
+    return storage.Client()
+
+
 def _is_anonymous(store: str) -> bool:
     return os.environ.get(f"STEGO_{store}_ANONYMOUS", "").lower() in ("1", "true", "yes")
 

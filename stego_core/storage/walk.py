@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from stego_core.errors import InputError
 from stego_core.storage.retry import repeated
-from stego_core.storage.uris import is_local, join, local_path, open_uri, s3_client, split, told
+from stego_core.storage.uris import (
+    google_client,
+    is_local,
+    join,
+    local_path,
+    open_uri,
+    s3_client,
+    split,
+    told,
+)
 
 _LIST_ATTEMPTS = 12  # of a page of a listing
+_GOOGLE_FIELDS = "items(name,size,generation),nextPageToken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,8 @@ def list_files(uri: str) -> Iterator[ListedFile]:
         yield from _list_local(local_path(uri))
     elif split(uri)[0] in ("s3", "s3a"):
         yield from _list_s3(uri)
+    elif split(uri)[0] in ("gs", "gcs") and _has_google_client():
+        yield from _list_google(uri)  # without that package pyarrow lists, and holds, all names
     else:
         yield from _list_other(uri)
 
@@ -92,20 +106,52 @@ def _is_utf8(name: str) -> bool:
 def _list_s3(uri: str) -> Iterator[ListedFile]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, _, prefix = split(uri)[1].partition("/")
-    prefix = f"{prefix.strip('/')}/".lstrip("/")
+    bucket, prefix = _bucket_and_prefix(uri)
     retries = {"mode": "standard", "total_max_attempts": _LIST_ATTEMPTS}
     pages = s3_client(retries=retries).get_paginator("list_objects_v2")
-    found = False
     with told(uri, "can't be listed", (ClientError, BotoCoreError)):
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
-            for entry in page.get("Contents", []):
-                found = True
-                path = entry["Key"].removeprefix(prefix)
-                if path.endswith("/") or _is_hidden(path):
-                    continue
-                key_uri, etag = f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"')
-                yield ListedFile(uri=key_uri, path=path, num_bytes=entry["Size"], etag=etag)
+        yield from _objects(
+            uri,
+            (
+                (entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+                for page in pages.paginate(Bucket=bucket, Prefix=prefix)
+                for entry in page.get("Contents", [])
+            ),
+        )
+
+
+def _has_google_client() -> bool:
+    with suppress(ModuleNotFoundError):  # of a package above it
+        return find_spec("google.cloud.storage") is not None
+    return False
+
+
+def _list_google(uri: str) -> Iterator[ListedFile]:
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    bucket, prefix = _bucket_and_prefix(uri)
+    with told(uri, "can't be listed", (GoogleAPIError, GoogleAuthError, OSError)):
+        blobs = google_client().list_blobs(bucket, prefix=prefix, fields=_GOOGLE_FIELDS)
+        yield from _objects(uri, ((b.name, b.size, str(b.generation)) for b in blobs))
+
+
+def _bucket_and_prefix(uri: str) -> tuple[str, str]:
+    bucket, _, prefix = split(uri)[1].partition("/")
+    if not bucket:
+        raise InputError(f"{uri} names no bucket; give {split(uri)[0]}://bucket/prefix")
+    return bucket, f"{prefix.strip('/')}/".lstrip("/")
+
+
+def _objects(uri: str, objects: Iterable[tuple[str, int, str]]) -> Iterator[ListedFile]:
+    """Yield the objects (name, bytes, etag) that are files; a store lists them by name."""
+    scheme, (bucket, prefix) = split(uri)[0], _bucket_and_prefix(uri)
+    found = False
+    for name, num_bytes, etag in objects:
+        found = True
+        path = name.removeprefix(prefix)
+        if not path.endswith("/") and not _is_hidden(path):
+            yield ListedFile(f"{scheme}://{bucket}/{name}", path, num_bytes, etag)
     if not found:
         raise InputError(f"{uri}: nothing below this prefix; check bucket and prefix")
 

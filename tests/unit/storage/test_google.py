@@ -10,7 +10,7 @@ from google_store import GOOGLE_BUCKET, needs_google
 
 from stego_core.errors import InputError
 from stego_core.model.checkpoint import save_tensors
-from stego_core.storage import fs, uris
+from stego_core.storage import fs, uris, walk
 from stego_core.storage.manifest import read_manifest, write_manifest
 from stego_core.training.state import find_checkpoint
 
@@ -28,7 +28,13 @@ def here(google_store, monkeypatch):
     uris._gcs.cache_clear()
 
 
-def test_all_files_are_listed_with_odd_names_and_in_folders_no_object_stands_for():
+@pytest.mark.parametrize("client", ["google", "pyarrow"])
+def test_all_files_are_listed_with_odd_names_and_in_folders_no_object_stands_for(
+    client, monkeypatch
+):
+    monkeypatch.setattr(walk, "_has_google_client", lambda: client == "google")
+    if client == "google":  # by pages: pyarrow would hold all names
+        monkeypatch.setattr(walk, "_walk", pytest.fail)
     # In the order of whole paths: "." comes before "/", and that before "0".
     names = ["a.jpg", "a/b/d.jpg", "a/q%20?#.jpg", "a0.jpg", "ü ber.jpg"]
     for name in (*reversed(names), ".h.jpg", "a/.t/e.jpg"):
@@ -84,8 +90,10 @@ def test_a_checkpoint_is_found_in_folders_that_no_object_stands_for():
     assert found.endswith("start-000/step-00000030")
 
 
+@pytest.mark.parametrize("client", ["google", "pyarrow"])
 @pytest.mark.parametrize("uri", ["gs://no-such-bucket", f"{ROOT}/no-such-prefix", "gs:///x"])
-def test_what_is_not_there_is_told_in_one_line(uri):
+def test_what_is_not_there_is_told_in_one_line(uri, client, monkeypatch):
+    monkeypatch.setattr(walk, "_has_google_client", lambda: client == "google")
     with pytest.raises(InputError) as caught:
         list(fs.list_files(uri))
     assert "\n" not in str(caught.value)
