@@ -94,7 +94,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
 def test_a_store_that_is_away_again_and_again_is_waited_for(
     calm: dict[str, bytes], store: Store, s3_cluster: Cluster, model: Path
 ) -> None:
-    """A dozen outages of 1 to 6 s at drawn moments, over as many starts of the job as they take."""
+    """Outages of 1 to 6 s at drawn moments, one after the other, in four jobs."""
     rng, outages = random.Random(5), 0
     for start in range(12):
         out, ended = f"often-{start}", threading.Event()
