@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stego_core.distributed.child import Answer, Child, ChildDied
+from stego_core.distributed.packed import to_bytes
 from stego_core.errors import ImageProblem, StegoError
 
 Compute = Callable[[pa.Table], object]
@@ -106,7 +107,7 @@ class Search:
         others = set(range(table.num_rows)).difference(rows)
         part = set_aside(table, dict.fromkeys(others, (ImageProblem.CRASHED.value, "")))
         try:
-            text = self._child(_to_bytes(part), seconds=seconds).decode()
+            text = self._child(to_bytes(part), seconds=seconds).decode()
         except ChildDied as died:
             if died.is_late:
                 return ImageProblem.TIMED_OUT.value, f"computing took more than {seconds:g} s"
@@ -160,13 +161,6 @@ def _blackened(table: pa.Table, row: int) -> pa.Table:
             column = pa.array(cells, table.schema.field(name).type)
             table = table.set_column(table.column_names.index(name), name, column)
     return table
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
 
 
 def _answers(start: Callable[[], Compute]) -> Answer:

@@ -23,12 +23,18 @@ class UnitError(Exception):
     """A unit failed on its worker with an error that is none of ours."""
 
 
-def pack(unit: int, table: pa.Table) -> pa.Table:
-    """Return a one-row table that carries a unit's table."""
+def to_bytes(table: pa.Table) -> bytes:
+    """Return a table as an Arrow stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    payload = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
+    stream: bytes = sink.getvalue().to_pybytes()
+    return stream
+
+
+def pack(unit: int, table: pa.Table) -> pa.Table:
+    """Return a one-row table that carries a unit's table."""
+    payload = pa.array([to_bytes(table)], pa.large_binary())
     return pa.table({"unit": pa.array([unit], pa.int64()), "payload": payload})
 
 
