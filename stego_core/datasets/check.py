@@ -7,12 +7,9 @@ do without them.
 from __future__ import annotations
 
 import heapq
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from PIL import Image
 
 from stego_core.datasets.decoders import Decoders
 from stego_core.datasets.directory import Dataset, label_path
@@ -25,8 +22,6 @@ SAMPLED_LABELS = 200  # label files read, so that a check of any data set takes 
 _SHOWN, _KEPT = 3, 100  # examples of a finding: in its line, and in the event
 _THREADS = 8
 _ASPECT_TOLERANCE = 0.02  # sizes rounded to whole pixels differ by less
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # those that are decoded later
-_ORIENTATION = 274  # of EXIF; 5 and more lie on their side
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +117,6 @@ def _look_into(
     dataset: Dataset, sample: list[tuple[fs.ListedFile, str]], decoders: Decoders
 ) -> Iterator[Finding | None]:
     num_classes = len(dataset.class_names) or IGNORE
-    Image.init()  # loads the plugins that are named below
     with ThreadPoolExecutor(_THREADS) as pool:
         looked = list(pool.map(lambda pair: _look(pair[0], pair[1], decoders, num_classes), sample))
     of = f"of {len(sample)} label files looked into"
@@ -148,7 +142,7 @@ def _look(
     wrong = labels[(labels != IGNORE) & (labels >= num_classes)]
     if wrong.size:
         odd["unknown_class"] = f"{label_uri} ({int(wrong.max())})"
-    size = _image_size(file) if file.num_bytes <= decoders.limits.max_bytes else None
+    size = _image_size(file, decoders)
     if size is not None:
         height, width = labels.shape
         aspect = (width / height) / (size[1] / size[0])
@@ -158,11 +152,12 @@ def _look(
     return odd
 
 
-def _image_size(file: fs.ListedFile) -> tuple[int, int] | None:
+def _image_size(file: fs.ListedFile, decoders: Decoders) -> tuple[int, int] | None:
     """Return height and width of the upright image from its header, None if it has none."""
-    try:
-        with Image.open(io.BytesIO(fs.read_bytes(file.uri)), formats=_FORMATS) as image:
-            is_lying = image.getexif().get(_ORIENTATION, 1) >= 5
-            return image.size if is_lying else (image.height, image.width)
-    except Exception:  # reading the pixels will tell what is wrong with it
+    if file.num_bytes > decoders.limits.max_bytes:
         return None
+    try:
+        size = decoders.size(fs.read_bytes(file.uri))
+    except OSError:  # reading the pixels will tell what is wrong with it
+        return None
+    return size if isinstance(size, tuple) else None

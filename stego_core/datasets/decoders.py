@@ -25,21 +25,23 @@ class Unreadable(Protocol):
         ...
 
 
-Decode: TypeAlias = Callable[[bytes, ImageLimits], NDArray[Any] | Unreadable]
+Decode: TypeAlias = Callable[[bytes], NDArray[Any] | Unreadable]
 
 
 @dataclass(frozen=True, slots=True)
 class Decoders:
-    """The two ways to decode, under one set of limits.
+    """The ways to decode, under one set of limits.
 
     Attributes:
         image: bytes of a file to RGB, uint8 (H, W, 3).
         label: bytes of a PNG to class ids, uint8 or uint16 (H, W).
+        size: bytes of an image to height and width of what `image` would return.
         limits: what is decoded at all.
     """
 
     image: Decode
     label: Decode
+    size: Callable[[bytes], tuple[int, int] | Unreadable]
     limits: ImageLimits
 
     def read_image(self, data: bytes) -> NDArray[np.uint8]:
@@ -59,7 +61,7 @@ class Decoders:
         return self._read(self.label, data)
 
     def _read(self, decode: Decode, data: bytes) -> NDArray[Any]:
-        pixels = decode(data, self.limits)
+        pixels = decode(data)
         if not isinstance(pixels, np.ndarray):
             raise InputError(pixels.detail)
         return pixels

@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from ray import cloudpickle
 
-from stego_core.distributed.child import Answer, Child, ChildDied
+from stego_core.child import Answer, Child, ChildDied
 from stego_core.distributed.packed import to_bytes
 from stego_core.errors import ImageProblem, StegoError
 
@@ -41,7 +42,8 @@ class Search:
     def __init__(
         self, start: Callable[[], Compute], *, seconds: float, memory: Callable[[], int | None]
     ) -> None:
-        self._seconds, self._child = seconds, Child(lambda: _answers(start), memory=memory)
+        self._seconds = seconds
+        self._child = Child(lambda: _answers(start), memory=memory, dumps=cloudpickle.dumps)
         self._black_s: float | None = None
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from stego_core.config.schema import DataConfig, ImageLimits
 from stego_core.datasets.check import DataCheck, check_dataset
 from stego_core.datasets.decoders import Decoders
 from stego_core.datasets.directory import Dataset
-from stego_core.images.decode import decode_image, decode_label
+from stego_core.images.apart import ApartDecoder
 from stego_core.storage.fs import ListedFile
 from stego_core.storage.manifest import list_images
 from stego_core.storage.run import RunDirectory
@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def decoders(limits: ImageLimits) -> Decoders:
-    """Return the decoders that all jobs use, under these limits."""
-    return Decoders(image=decode_image, label=decode_label, limits=limits)
+    """Return the decoders of drivers, under these limits: a file that ends one ends no job."""
+    apart = ApartDecoder(limits)
+    return Decoders(image=apart.image, label=apart.label, size=apart.size, limits=limits)
 
 
 def select_images(data: DataConfig, dataset: Dataset) -> Sequence[ListedFile]:

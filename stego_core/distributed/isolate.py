@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from ray import cloudpickle
+
+from stego_core.child import Answer, Child
 from stego_core.config.schema import ImageLimits
-from stego_core.distributed.child import Answer, Child, ChildDied
 from stego_core.doctor.machine import available_memory
-from stego_core.errors import ImageProblem
+from stego_core.images.apart import call_apart, stated_memory
+from stego_core.images.decode import ImageFailure
 
 Decode = Callable[[bytes, int], dict[str, Any]]
 """Bytes and image id → the columns of `fetch_unit`, `pixels` as bytes."""
 
-_TRIES: Final = 2  # of one picture in a child: a death may have had another cause
-_BYTES_PER_PIXEL: Final = 24  # of a decoder at its limits: a few copies of four channels
 _ALWAYS_BYTES: Final = 256 * 2**20  # a picture of 10 megapixels, however little is left
 
 
@@ -68,39 +69,26 @@ class ChildDecoder:
 
     def __init__(self, decode: Decode, limits: ImageLimits, *, share: float = 0.5) -> None:
         self._limits, self._share = limits, share
-        self._child = Child(lambda: _answers(decode), memory=self._memory)
+        self._child = Child(lambda: _answers(decode), memory=self._memory, dumps=cloudpickle.dumps)
 
     def __call__(self, data: bytes, image_id: int) -> dict[str, Any]:
         """Return what `decode` returns, or `crashed` or `timed_out`."""
-        died = ChildDied(None)
-        for _ in range(_TRIES):
-            try:
-                request = struct.pack("<q", image_id) + data
-                answer = self._child(request, seconds=self._limits.max_seconds)
-            except ChildDied as error:
-                died = error
-                continue
-            found, _, pixels = answer.partition(b"\n")
-            return dict(json.loads(found)) | ({"pixels": pixels} if pixels else {})
-        return self._problem(died)
+        answer = call_apart(self._child, struct.pack("<q", image_id) + data, self._limits)
+        if isinstance(answer, ImageFailure):
+            return {"status": answer.problem.value, "detail": answer.detail}
+        found, _, pixels = answer.partition(b"\n")
+        return dict(json.loads(found)) | ({"pixels": pixels} if pixels else {})
 
     def _memory(self) -> int:
         """Return the bytes that a child may take.
 
         Ray's memory monitor would end the parent, and with it all that is known of the picture.
         """
-        stated = _BYTES_PER_PIXEL * self._limits.max_pixels + 2 * self._limits.max_bytes
+        stated = stated_memory(self._limits)
         left = available_memory()
         if left is None:
             return stated
         return min(stated, max(_ALWAYS_BYTES, int(left * self._share)))
-
-    def _problem(self, died: ChildDied) -> dict[str, Any]:
-        if died.is_late:
-            detail = f"decoding took more than {self._limits.max_seconds:g} s"
-            return {"status": ImageProblem.TIMED_OUT.value, "detail": detail}
-        detail = f"the process that decoded it ended: {died}"
-        return {"status": ImageProblem.CRASHED.value, "detail": detail}
 
     def close(self) -> None:
         """End the child."""

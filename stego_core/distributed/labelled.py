@@ -18,7 +18,8 @@ from stego_core.distributed.cluster import plan_actors
 from stego_core.distributed.evaluate_stages import fetch_labelled, pass_on
 from stego_core.distributed.fetch import WholeImage, pixel_groups
 from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
-from stego_core.images.decode import ImageFailure, decode_label
+from stego_core.images.apart import ApartDecoder
+from stego_core.images.decode import ImageFailure
 from stego_core.inference.scoring import count_pixels
 from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import find_backbone
@@ -79,7 +80,8 @@ class StoreWorker:
         uri: str,
     ) -> None:
         self._backbone = load_backbone(backbone, device=device)
-        self._batch, self._threads, self._limits, self._uri = batch, threads, limits, uri
+        self._batch, self._threads, self._uri = batch, threads, uri
+        self._decoder = ApartDecoder(limits)
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Write the unit; return how many images it has."""
@@ -89,7 +91,7 @@ class StoreWorker:
         for (rows, _), features in zip(groups, maps, strict=True):
             for row, one in zip(rows, features, strict=True):
                 data = table["label"][row].as_py()
-                labels = None if data is None else decode_label(data, self._limits)
+                labels = None if data is None else self._decoder.label(data)
                 if labels is not None and not isinstance(labels, ImageFailure):
                     tensors[f"{row:08d}.features"] = one.contiguous()
                     tensors[f"{row:08d}.labels"] = torch.from_numpy(labels)

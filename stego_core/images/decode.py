@@ -33,6 +33,7 @@ from PIL import (
 
 from stego_core.config.schema import ImageLimits
 from stego_core.errors import ImageProblem
+from stego_core.images.modes import GREY_16_MODES, IMAGE_MODES, LABEL_MODES, to_rgb
 from stego_core.images.tiff import Source, Tiff, is_short, tile_size
 from stego_core.images.webp import webp_size
 
@@ -71,14 +72,10 @@ _UNSUPPORTED: Final = re.compile(
     "unsupported|not yet supported|unknown pixel mode|unknown data organi|cannot handle",
     re.IGNORECASE,
 )
-_GREY_16_MODES: Final = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
-_LABEL_MODES: Final = _GREY_16_MODES | {"1", "L", "P"}
-_ALPHA_MODES: Final = frozenset({"LA", "PA", "RGBA"})
-_IMAGE_MODES: Final = _LABEL_MODES | _ALPHA_MODES | {"RGB", "RGBX", "CMYK", "YCbCr"}
-
 _T = Image.Transpose
 _TURNS: Final = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
 _TURNS.update({6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90})
+_LYING: Final = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +128,10 @@ def decode_image(data: bytes, limits: ImageLimits) -> NDArray[np.uint8] | ImageF
 
     def decode() -> NDArray[np.uint8]:
         opened = _open(data, limits, ACCEPTED_FORMATS)
-        if opened.mode not in _IMAGE_MODES:
+        if opened.mode not in IMAGE_MODES:
             raise _RejectedError(ImageProblem.UNSUPPORTED_MODE, f"pixel mode {opened.mode}")
         _load(opened)
-        return np.array(_upright(_to_rgb(opened), opened))
+        return np.array(_upright(to_rgb(opened), opened))
 
     return _caught(decode)
 
@@ -159,18 +156,39 @@ def decode_label(data: bytes, limits: ImageLimits) -> LabelMap | ImageFailure:
 
     def decode() -> LabelMap:
         opened = _open(data, limits, ("PNG",))  # a lossy format would invent ids
-        if opened.mode not in _LABEL_MODES:
+        if opened.mode not in LABEL_MODES:
             detail = f"the label has {opened.mode} pixels, not one channel of class ids"
             raise _RejectedError(ImageProblem.UNSUPPORTED_MODE, detail)
         _load(opened)
         upright = np.array(_upright(opened, opened))
-        if opened.mode in _GREY_16_MODES:
+        if opened.mode in GREY_16_MODES:
             return upright.astype(np.uint16)
         # Byte 24 of a PNG is its bit depth. Pillow spreads 2-bit and 4-bit grey over 0 to 255.
         spread = {2: 85, 4: 17}.get(data[24], 1) if opened.mode == "L" else 1
         return upright.astype(np.uint8) // np.uint8(spread)
 
     return _caught(decode)
+
+
+def upright_size(data: bytes, limits: ImageLimits) -> tuple[int, int] | ImageFailure:
+    """Return height and width of an upright image, of which only the header is read.
+
+    Args:
+        data: The whole file.
+        limits: As for `decode_image`.
+
+    Examples:
+        >>> upright_size(b"", ImageLimits()).problem.value
+        'empty'
+    """
+
+    def read() -> tuple[int, int]:
+        opened = _open(data, limits, ACCEPTED_FORMATS)
+        # Pillow states a TIFF's size as it will be when it is upright.
+        is_lying = not isinstance(opened, Tiff) and _turn(opened) in _LYING
+        return opened.size if is_lying else (opened.height, opened.width)
+
+    return _caught(read)
 
 
 def _caught(decode: Callable[[], _Decoded]) -> _Decoded | ImageFailure:
@@ -252,32 +270,15 @@ def _load(opened: ImageFile.ImageFile) -> None:
         raise
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _GREY_16_MODES:
-        return Image.fromarray(_grey_8(image)).convert("RGB")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        rgb = Image.new("RGB", rgba.size, "white")
-        rgb.paste(rgba, mask=rgba.getchannel("A"))
-        return rgb
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey_8(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale 16-bit (or a TIFF's 12-bit) grey to 8 bit, (H, W), rounded to the nearest."""
-    brightest, is_white_zero = 65535, False
-    if isinstance(image, Tiff):
-        brightest = 2 ** int(image.tag_v2.get(258, (16,))[0]) - 1
-        is_white_zero = image.tag_v2.get(262) == 0  # Pillow inverts only 8-bit grey
-    grey = (np.asarray(image).astype(np.uint32) * 255 + brightest // 2) // brightest
-    return (255 - grey if is_white_zero else grey).astype(np.uint8)
-
-
 def _upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:
-    """Turn as the opened file's EXIF data say; what can't be read is upright."""
+    turn = _turn(opened)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(opened: ImageFile.ImageFile) -> Image.Transpose | None:
+    """Return the turn that the file's EXIF data ask for; what can't be read is upright."""
     try:
         # Pillow turns TIFF upright while it loads them and drops the tag.
-        turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None

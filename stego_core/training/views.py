@@ -12,7 +12,8 @@ from torch import Tensor
 from stego_core.config.compat import MineCompat
 from stego_core.config.schema import ImageLimits, ViewConfig
 from stego_core.datasets.directory import Dataset
-from stego_core.images.decode import ImageFailure, decode_label
+from stego_core.images.apart import ApartDecoder
+from stego_core.images.decode import ImageFailure
 from stego_core.images.geometry import resize_labels, view_boxes
 from stego_core.images.views import ViewCutter
 from stego_core.model.backbone import Backbone
@@ -162,7 +163,7 @@ class LabelSource:
         limits: ImageLimits,
     ) -> None:
         self._dataset, self._views, self._paths = dataset, views, paths
-        self._config, self._limits = config, limits
+        self._config, self._decoder = config, ApartDecoder(limits)
         self._cache: OrderedDict[int, np.ndarray | None] = OrderedDict()
         self._cached_bytes = 0
 
@@ -226,7 +227,7 @@ class LabelSource:
             data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
         except OSError:  # labels may be missing in any way: training does not need them
             data = None
-        labels = None if data is None else decode_label(data, self._limits)
+        labels = None if data is None else self._decoder.label(data)
         if isinstance(labels, ImageFailure):
             labels = None
         self._cache[image_id] = labels

@@ -13,7 +13,8 @@ import numpy as np
 
 from stego_core.config.schema import ImageLimits, ReportJob
 from stego_core.errors import ImageProblem, InputError, SchemaError
-from stego_core.images.decode import ImageFailure, decode_image
+from stego_core.images.apart import ApartDecoder
+from stego_core.images.decode import ImageFailure
 from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
@@ -107,6 +108,7 @@ def _images(
     total = sum(fs.read_footer(part).num_rows for part in parts)
     every = max(1, -(-total // job.images))
     seen = found = 0
+    decoder = ApartDecoder(ImageLimits())
     for part in parts:
         for table in fs.row_groups(part):
             told = table.select(["image_uri", "status"]).to_pylist()
@@ -116,7 +118,7 @@ def _images(
                 failure, is_sampled = failures.get(row["image_uri"]), seen % every == 0
                 found += failure is not None
                 if is_sampled or failure:
-                    image = _image(table.slice(index, 1).to_pylist()[0])
+                    image = _image(table.slice(index, 1).to_pylist()[0], decoder)
                     if image is not None:
                         yield replace(image, failure=failure, is_sampled=is_sampled)
                 seen += 1
@@ -124,9 +126,9 @@ def _images(
         logger.info("none of the worst images of %s is among these masks", job.metrics)
 
 
-def _image(row: dict[str, Any]) -> ReportImage | None:
+def _image(row: dict[str, Any], decoder: ApartDecoder) -> ReportImage | None:
     try:
-        pixels = decode_image(fs.read_bytes(row["image_uri"]), ImageLimits())
+        pixels = decoder.image(fs.read_bytes(row["image_uri"]))
     except OSError:
         return None  # moved since: the report shows the others
     if isinstance(pixels, ImageFailure):

@@ -11,13 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "stego_core").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 READER = ROOT / "stego_core" / "model" / "safe_pickle.py"
-CHILD = ROOT / "stego_core" / "distributed" / "child.py"
+DISTRIBUTED = ROOT / "stego_core" / "distributed"
+CHILD = ROOT / "stego_core" / "child.py"
 ALLOWED = {
     # A reader of pickles that imports and calls nothing; tests/unit/model/test_safe_pickle.py.
     READER: ["pickle"],
-    # A parent hands its child the function to run. It pickles that itself and gives it as an
-    # argument of the process; no byte of a file is in it, and the child answers with bytes.
-    CHILD: ["ray.cloudpickle"],
+    # A parent hands its child the function to run. It pickles that itself and sends it first; no
+    # byte of a file is in it, and the child answers with bytes.
+    CHILD: ["pickle"],
+    DISTRIBUTED / "isolate.py": ["ray.cloudpickle"],
+    DISTRIBUTED / "culprits.py": ["ray.cloudpickle"],
 }
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {"eval", "exec", "read_pickle", "to_pickle", "unpickle", "load_module", "PyExtensionType"}
@@ -87,16 +90,16 @@ def test_the_one_reader_of_pickles_overrides_what_pickle_would_import_and_call()
 
 
 def test_the_one_pickle_that_is_loaded_is_the_one_that_the_parent_made():
-    calls = [
+    loads = [
         ast.unparse(node)
-        for node in ast.walk(ast.parse(CHILD.read_text()))
-        if isinstance(node, ast.Call) and "cloudpickle" in ast.unparse(node.func)
+        for path in (CHILD, DISTRIBUTED / "isolate.py", DISTRIBUTED / "culprits.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and "pickle.load" in ast.unparse(node)
+        and "pickle" in ast.unparse(node.func)
     ]
-    assert sorted(calls) == [
-        "cloudpickle.dumps(start)",
-        "cloudpickle.loads(payload)",
-        "cloudpickle.loads(payload)()",  # what it was given is called, once
-    ]
+    # The first message of the pipe; what it gives is called, once.
+    assert sorted(loads) == ["pickle.loads(pipe.recv_bytes())", "pickle.loads(pipe.recv_bytes())()"]
 
 
 @pytest.mark.parametrize(

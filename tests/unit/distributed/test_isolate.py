@@ -101,7 +101,8 @@ def test_the_timer_is_off_when_no_picture_is_decoded():
 def test_a_child_ends_with_its_parent_also_while_it_is_at_work(tmp_path):
     note = tmp_path / "pid"
     code = (
-        "import os, sys, threading, time\nfrom stego_core.distributed.child import Child\n"
+        "import os, threading, time\nfrom ray import cloudpickle\n"
+        "from stego_core.child import Child\n"
         "def start():\n"
         "    def answer(request):\n"
         f"        open({str(note)!r}, 'w').write(str(os.getpid()))\n"
@@ -109,7 +110,7 @@ def test_a_child_ends_with_its_parent_also_while_it_is_at_work(tmp_path):
         "    return answer\n"
         "if __name__ == '__main__':\n"
         "    threading.Timer(60, os._exit, (1,)).start()\n"
-        "    Child(start)(b'', seconds=3600)\n"
+        "    Child(start, dumps=cloudpickle.dumps)(b'', seconds=3600)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ROOT})
     while not (note.exists() and note.read_text()):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
-
-from ray import cloudpickle
+from typing import Final
 
 _START_S: Final = 300.0  # of a child that loads a model beside others that do so
 _LOOK_S: Final = 1.0  # between looks for the parent
@@ -45,18 +46,24 @@ class ChildDied(Exception):
 class Child:
     """Calls a function in a child process; one that died is replaced by the next call.
 
-    The child answers with bytes, never with pickles: what it was given may have taken it over.
+    The child answers with bytes, never with pickles: what it was given may have taken it over. It
+    imports what the function needs and nothing else, also not the program that the parent runs.
 
     Args:
         start: called in each child, returns the function.
         memory: → bytes that a child may take beyond what it has when it is ready, or None.
+        dumps: how `start` travels: as a name that can be imported, unless this does better.
     """
 
     def __init__(
-        self, start: Callable[[], Answer], *, memory: Callable[[], int | None] = lambda: None
+        self,
+        start: Callable[[], Answer],
+        *,
+        memory: Callable[[], int | None] = lambda: None,
+        dumps: Callable[[object], bytes] = pickle.dumps,
     ) -> None:
-        self._payload, self._memory = cloudpickle.dumps(start), memory
-        self._child: tuple[Any, Connection] | None = None
+        self._payload, self._memory = dumps(start), memory
+        self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def __call__(self, request: bytes, *, seconds: float) -> bytes:
         """Return the function's answer.
@@ -75,12 +82,11 @@ class Child:
             pipe.send_bytes(request)
             return pipe.recv_bytes()
         except (EOFError, OSError):
-            process.join()
-            code = process.exitcode
+            code = process.wait()
             self.close()
             raise ChildDied(code) from None
 
-    def ready(self) -> tuple[Any, Connection]:
+    def ready(self) -> tuple[subprocess.Popen[bytes], Connection]:
         """Start the child, unless there is one, and wait until it can answer.
 
         Raises:
@@ -88,21 +94,23 @@ class Child:
         """
         return self._child or self._start()
 
-    def _start(self) -> tuple[Any, Connection]:
-        context = multiprocessing.get_context("spawn")
-        pipe, other = context.Pipe()
-        process = context.Process(
-            target=_serve, args=(other, self._payload, self._memory()), daemon=True
-        )
-        process.start()
-        other.close()
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        pipe, other = Pipe()
+        with other:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                [sys.executable, "-P", "-m", __name__, str(other.fileno())],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[other.fileno()],
+            )
         self._child = (process, pipe)
-        try:
+        memory = self._memory()
+        with suppress(EOFError, OSError):
+            pipe.send_bytes(self._payload)
+            pipe.send_bytes(b"" if memory is None else str(memory).encode())
             if pipe.poll(_START_S):
                 pipe.recv_bytes()
                 return self._child
-        except EOFError:
-            pass
         self.close()
         raise OSError("a child process did not start")
 
@@ -113,16 +121,21 @@ class Child:
             self._child = None
             pipe.close()
             process.kill()
-            process.join()
+            process.wait()
+
+    def __del__(self) -> None:
+        """End the child of an object that nobody has any more."""
+        with suppress(AttributeError):  # of one whose function could not be pickled
+            self.close()
 
 
-def _serve(pipe: Connection, payload: bytes, memory: int | None) -> None:
+def _serve(pipe: Connection) -> None:
     """Answer in the child until the parent closes the pipe."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    answer: Answer = cloudpickle.loads(payload)()
-    if memory is not None:
-        _limit_memory(memory)
+    answer: Answer = pickle.loads(pipe.recv_bytes())()  # noqa: S301 - of the parent itself
+    if memory := pipe.recv_bytes():
+        _limit_memory(int(memory))
     pipe.send_bytes(b"ready")
     while True:
         try:
@@ -151,3 +164,7 @@ def _limit_memory(num_bytes: int) -> None:
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmData")]
     limit = int(line.split()[1]) * 1024 + num_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
