@@ -1,4 +1,4 @@
-"""A published row through the jobs: its commands, a tiny backbone, and every optional loss on."""
+"""Published rows through the jobs: their commands on small trees of the official layouts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dataset_commands import commands, placed, prepared, value
+from lightning_files import save_checkpoint, state_dict
 from official_trees import COUNTS
 from PIL import Image
 from ray_cluster import TINY, Cluster
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from stego_core.config.load import load_job
 from stego_core.config.schema import TrainJob
+from stego_core.datasets.prepare import DATASETS
 from stego_core.distributed.train import plan_train
 
 pytestmark = pytest.mark.ray
@@ -36,6 +38,12 @@ def command(script: str, folder: Path) -> list[str]:
     flag = {"train.py": "--out", "evaluate.py": "--model"}[script]
     (found,) = [each for each in commands(script) if value(each, flag) == model]
     return placed(found, folder)
+
+
+def evaluation_of(model: str) -> list[str]:
+    """Return the flags of the command that evaluates a model."""
+    (found,) = [each for each in commands("evaluate.py") if value(each, "--model") == model]
+    return found
 
 
 def labelled_pixels(folder: Path) -> int:
@@ -86,3 +94,44 @@ def test_a_published_row_trains_and_scores_on_a_prepared_tree_with_every_option(
     assert protocol["images"] == IMAGES["val"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert all(0 <= value <= 100 for value in metrics.values())
+
+
+def scores(out: Path, images: int) -> dict[str, float]:
+    """Return the metrics of an evaluation after a look at whether they are any."""
+    assert json.loads((out / "protocol.json").read_text())["images"] == images
+    metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    assert all(0 <= value <= 100 for value in metrics.values())
+    return metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", commands("train.py"), ids=lambda c: Path(value(c, "--out")).name)
+def test_every_row_trains_and_scores(train: list[str], cluster: Cluster, tmp_path: Path) -> None:
+    """With a tiny backbone and a few steps in place of the row's own; all else is the command."""
+    name = Path(value(train, "--data.root")).name
+    prepared(name, tmp_path)
+    evaluate = evaluation_of(value(train, "--out"))
+    settings = [*SMALL, "--train.steps", "4", "--train.batch", "4"]
+    cluster.run("train.py", *placed(train, tmp_path), *settings)
+    cluster.run("evaluate.py", *placed(evaluate, tmp_path), "--predict.resolution", "64")
+    metrics = scores(tmp_path / value(evaluate, "--out"), COUNTS[name]["val"][0])
+    assert {"cluster.miou", "linear.miou", "baseline_kmeans.miou"} <= metrics.keys()
+    model = load_file(tmp_path / value(train, "--out") / "model" / "model.safetensors")
+    assert len(model["clusters"]) == len(DATASETS[name].class_names)
+
+
+@pytest.mark.slow
+def test_the_row_of_the_released_checkpoint_is_imported_and_scores(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """With a file of the layout and size of the released one, whose numbers are drawn."""
+    prepared("cocostuff27", tmp_path)
+    (imported,) = commands("import_checkpoint.py")
+    evaluate = evaluation_of(value(imported, "--out"))
+    state = state_dict("dino-vitb8", classes=27, clusters=27, dim=90)
+    file = tmp_path / Path(value(imported, "--checkpoint")).name
+    save_checkpoint(file, state, classes=27, model_type="vit_base", dino_patch_size=8, dim=90)
+    cluster.run("import_checkpoint.py", *placed(imported, tmp_path, tmp_path))
+    cluster.run("evaluate.py", *placed(evaluate, tmp_path), "--predict.resolution", "64")
+    metrics = scores(tmp_path / value(evaluate, "--out"), COUNTS["cocostuff27"]["val"][0])
+    assert {"cluster.miou", "linear.miou"} <= metrics.keys()
