@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,8 @@ class KMeansResult:
     """Mean cosine of the points with their nearest centroid, in [-1, 1]; higher is better."""
     objectives: tuple[float, ...]
     """The objective that every start reached."""
+    revived: int
+    """How often, over all starts and iterations, a cluster without points was moved to one."""
 
 
 @torch.no_grad()
@@ -94,21 +97,31 @@ def spherical_kmeans(
         )
         for _ in range(restarts)
     ]
-    best_MD, objective = _choose_end(ends, prefer)
+    best = _choose_end(ends, prefer)
     return KMeansResult(
-        centroids=best_MD, objective=objective, objectives=tuple(value for _, value in ends)
+        centroids=best.centroids,
+        objective=best.objective,
+        objectives=tuple(end.objective for end in ends),
+        revived=sum(end.revived for end in ends),
     )
 
 
-def _choose_end(
-    ends: list[tuple[Tensor, float]], prefer: Callable[[Tensor], float] | None
-) -> tuple[Tensor, float]:
-    if prefer is None:
-        return max(ends, key=lambda end: end[1])
-    highest = max(objective for _, objective in ends)
+class _End(NamedTuple):
+    """Where a start ended."""
 
-    def merit(end: tuple[Tensor, float]) -> float:
-        return end[1] / max(highest, _ZERO_NORM) + _PREFERENCE * prefer(end[0])
+    centroids: Tensor
+    objective: float
+    revived: int
+
+
+def _choose_end(ends: list[_End], prefer: Callable[[Tensor], float] | None) -> _End:
+    if prefer is None:
+        return max(ends, key=lambda end: end.objective)
+    highest = max(end.objective for end in ends)
+
+    def merit(end: _End) -> float:
+        share = end.objective / max(highest, _ZERO_NORM)
+        return share + _PREFERENCE * prefer(end.centroids)
 
     return max(ends, key=merit)
 
@@ -166,13 +179,13 @@ def _draw(weights: Tensor, generator: torch.Generator) -> int:
     return min(index, len(weights) - 1)
 
 
-def _iterate(
-    unit_ND: Tensor, shares_N: Tensor, centroids_MD: Tensor, max_iterations: int
-) -> tuple[Tensor, float]:
+def _iterate(unit_ND: Tensor, shares_N: Tensor, centroids_MD: Tensor, max_iterations: int) -> _End:
     nearest, cosines = _assign(unit_ND, centroids_MD)
     objective = float((cosines * shares_N).double().mean())
+    revived = 0
     for _ in range(max_iterations):
-        moved_MD = _move(unit_ND, shares_N, nearest, cosines, len(centroids_MD))
+        moved_MD, dead = _move(unit_ND, shares_N, nearest, cosines, len(centroids_MD))
+        revived += dead
         nearest, cosines = _assign(unit_ND, moved_MD)
         reached = float((cosines * shares_N).double().mean())
         # Rounding can lower the objective in its last digits: the better centroids are kept.
@@ -181,7 +194,7 @@ def _iterate(
             centroids_MD, objective = moved_MD, reached
         if gain <= _TOLERANCE:
             break
-    return centroids_MD, objective
+    return _End(centroids_MD, objective, revived)
 
 
 def _assign(unit_ND: Tensor, centroids_MD: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +208,7 @@ def _assign(unit_ND: Tensor, centroids_MD: Tensor) -> tuple[Tensor, Tensor]:
 
 def _move(
     unit_ND: Tensor, shares_N: Tensor, nearest: Tensor, cosines: Tensor, count: int
-) -> Tensor:
+) -> tuple[Tensor, int]:
     sums_MD = unit_ND.new_zeros(count, unit_ND.shape[1])
     sums_MD.index_add_(0, nearest, unit_ND * shares_N[:, None])
     norms = torch.linalg.vector_norm(sums_MD, dim=1)
@@ -203,4 +216,4 @@ def _move(
     if len(dead):
         misfits = (1 - cosines) * shares_N
         sums_MD[dead] = unit_ND[misfits.topk(len(dead)).indices]
-    return F.normalize(sums_MD, dim=1)
+    return F.normalize(sums_MD, dim=1), len(dead)

@@ -107,7 +107,11 @@ def _refit(
         weights_N=weights_T,
         prefer=prefer,
     )
-    logger.info("clusters: mean cosine %.4f", result.objective)
+    logger.info(
+        "clusters: mean cosine %.4f, %d times one without codes was moved",
+        result.objective,
+        result.revived,
+    )
     clusters = result.centroids
     if is_modular:
         clusters = raise_modularity(points_TK, clusters, seed=job.seed)
