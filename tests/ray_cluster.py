@@ -32,7 +32,9 @@ class Cluster:
     folder: Path  # the checkout that the cluster was started in: where submitted jobs run
     env: dict[str, str]
 
-    def run(self, *command: str, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess:
+    def run(
+        self, *command: str, check: int | None = 0, timeout: float = 300, **kwargs
+    ) -> subprocess.CompletedProcess:
         """Run `python jobs/<first>` with the rest; check its exit code."""
         done = subprocess.run(
             [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]],
@@ -40,7 +42,7 @@ class Cluster:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
             **kwargs,
         )
         if check is not None:

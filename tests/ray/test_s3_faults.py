@@ -91,32 +91,44 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("away_s", "there_s", "wanted"),
+    [((1, 6), (0.5, 6), 12), ((60, 60), (2, 12), 8)],
+    ids=["seconds", "minutes"],
+)
 def test_a_store_that_is_away_again_and_again_is_waited_for(
-    calm: dict[str, bytes], store: Store, s3_cluster: Cluster, model: Path
+    away_s: tuple[float, float],
+    there_s: tuple[float, float],
+    wanted: int,
+    calm: dict[str, bytes],
+    store: Store,
+    s3_cluster: Cluster,
+    model: Path,
 ) -> None:
-    """Outages of 1 to 6 s at drawn moments, one after the other, in four jobs."""
-    rng, outages = random.Random(5), 0
+    """Outages at drawn moments, one after the other, in as many jobs as it takes to meet some."""
+    rng, met = random.Random(5), 0
     for start in range(12):
-        out, ended = f"often-{start}", threading.Event()
+        out, ended = f"often-{wanted}-{start}", threading.Event()
         with FaultProxy(store.port) as proxy:
 
             def come_and_go(proxy: FaultProxy = proxy, ended: threading.Event = ended) -> None:
-                while not ended.wait(rng.uniform(0.5, 6)):
-                    proxy.is_down = True
-                    time.sleep(rng.uniform(1, 6))
+                nonlocal met
+                while not ended.wait(rng.uniform(*there_s)):
+                    before, proxy.is_down = proxy.faults["down"], True
+                    ended.wait(rng.uniform(*away_s))
                     proxy.is_down = False
+                    met += proxy.faults["down"] > before
 
             thread = threading.Thread(target=come_and_go, daemon=True)
             thread.start()
-            behind(proxy, s3_cluster).run(*command(model, out))
+            behind(proxy, s3_cluster).run(*command(model, out), timeout=1200)
             ended.set()
             thread.join()
         assert masks(store, out) == calm
         assert store.keys(f"{out}/_SUCCESS")
-        outages += proxy.faults["down"] > 0
-        if outages >= 4:
+        if met >= wanted:
             break
-    assert outages >= 4
+    assert met >= wanted
 
 
 @pytest.mark.parametrize(
