@@ -1,11 +1,13 @@
-"""How many clusters: the number whose clusters are most compact for their distance.
+"""How many clusters: as many as matched points agree on, or as are the most compact.
 
 Letters in names: N points, D dimensions, M clusters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from stego_core.model.kmeans import spherical_kmeans
 CANDIDATES = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 _POINTS_PER_CLUSTER = 10  # fewer say nothing about a cluster
 _RESTARTS = 4
+# Of agreement, between numbers that count as equally good: what restarts of k-means differ by.
+_SLACK = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class CountChoice:
 
     Attributes:
         count: the number of clusters.
-        scores: mean silhouette of each candidate; the highest was chosen.
+        scores: of each candidate.
     """
 
     count: int
@@ -51,18 +55,31 @@ def simplified_silhouette(points_ND: Tensor, centroids_MD: Tensor) -> float:
 
 
 def choose_count(
-    points_ND: Tensor, *, seed: int, candidates: tuple[int, ...] = CANDIDATES
+    points_ND: Tensor,
+    *,
+    seed: int,
+    weights_N: Tensor | None = None,
+    agreement: Callable[[Tensor], float] | None = None,
+    candidates: tuple[int, ...] = CANDIDATES,
 ) -> CountChoice:
-    """Choose the number of clusters of spherical k-means by the simplified silhouette.
+    """Choose the number of clusters of spherical k-means without labels.
+
+    With the agreement of matched points the largest number is taken whose agreement is no more
+    than 0.02 below the best: two clusters are easily agreed on, and more say more. Without it the
+    number with the highest simplified silhouette is, of equals the smallest.
 
     Args:
         points_ND: points, (N, D); only their directions count.
         seed: of the k-means.
+        weights_N: how much each point counts.
+        agreement: centroids (M, D) to how far matched points agree, at most 1.
         candidates: numbers to try, at least 2 each; those for which there are fewer than ten
-            points per cluster are left out. Of equals the smallest wins.
+            points per cluster are left out.
 
     Raises:
         ConfigError: if there are too few points for any candidate.
+    Source: the largest number that still predicts other data is that of Tibshirani and Walther
+        2005 (prediction strength); here it predicts the other one of two matched points.
     """
     tried = [count for count in candidates if count * _POINTS_PER_CLUSTER <= len(points_ND)]
     if not tried:
@@ -72,6 +89,17 @@ def choose_count(
         )
     scores = {}
     for count in tried:
-        found = spherical_kmeans(points_ND, count, seed=seed, restarts=_RESTARTS)
-        scores[count] = round(simplified_silhouette(points_ND, found.centroids), 4)
-    return CountChoice(max(tried, key=lambda count: (scores[count], -count)), scores)
+        centroids = spherical_kmeans(
+            points_ND,
+            count,
+            seed=seed,
+            restarts=_RESTARTS,
+            weights_N=weights_N,
+            prefer=agreement,
+        ).centroids
+        score = agreement or partial(simplified_silhouette, points_ND)
+        scores[count] = round(score(centroids), 4)
+    best = max(scores.values())
+    if agreement is None:
+        return CountChoice(min(count for count in tried if scores[count] == best), scores)
+    return CountChoice(max(count for count in tried if scores[count] >= best - _SLACK), scores)

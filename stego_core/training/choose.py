@@ -10,10 +10,11 @@ from torch import Tensor
 
 from stego_core.config.schema import TrainJob
 from stego_core.model.checkpoint import load_tensors
-from stego_core.model.choose_count import choose_count
+from stego_core.model.choose_count import CountChoice, choose_count
 from stego_core.model.smoothing import smooth_code
-from stego_core.training.loop import TrainContext, TrainData
-from stego_core.training.maps import sample_tokens
+from stego_core.training.loop import TrainContext, TrainData, new_model
+from stego_core.training.maps import ModelMaps, sample_tokens
+from stego_core.training.points import cluster_points, has_matches
 from stego_core.training.views import FeatureSource, Reads, Whitened
 from stego_core.training.workers import from_first_worker
 
@@ -54,15 +55,33 @@ def _decide(job: TrainJob, data: TrainData, context: TrainContext) -> int:
     if folder is not None:
         state, _ = load_tensors(folder, "state")
         return len(state["model.cluster_probe.clusters"]) - job.clusters.extra
+    choice = _choose(job, data)
+    name = criterion(job)
+    table = [{"count": count, name: score} for count, score in choice.scores.items()]
+    context.event("clusters/count", count=choice.count, candidates=table)
+    scores = ", ".join(f"{count}: {score:.3f}" for count, score in choice.scores.items())
+    logger.info("clusters: %d chosen by %s (%s)", choice.count, name, scores)
+    return choice.count
+
+
+def criterion(job: TrainJob) -> str:
+    """Return the name of what a number of clusters is chosen by."""
+    return "agreement" if has_matches(job) else "silhouette"
+
+
+def _choose(job: TrainJob, data: TrainData) -> CountChoice:
+    wanted = min(_POINTS, job.clusters.sample)
+    if has_matches(job):
+        # The head starts as the identity, so its codes are what clusters would see without a step.
+        one = dataclasses.replace(job, clusters=dataclasses.replace(job.clusters, count=1))
+        maps = ModelMaps(one, new_model(one, data).eval(), data)
+        found = cluster_points(one, maps, data, wanted)
+        return choose_count(
+            found.points, seed=job.seed, weights_N=found.weights, agreement=found.agreement
+        )
     source = data.features
     if data.whitening is not None:
         source = Whitened(source, data.whitening)
     source = _Smoothed(source, job.head.smooth)
-    wanted = min(_POINTS, job.clusters.sample)
     points = sample_tokens(source, len(data.neighbors), wanted, seed=job.seed)
-    choice = choose_count(points, seed=job.seed)
-    table = [{"count": count, "silhouette": score} for count, score in choice.scores.items()]
-    context.event("clusters/count", count=choice.count, candidates=table)
-    scores = ", ".join(f"{count}: {score:.3f}" for count, score in choice.scores.items())
-    logger.info("clusters: %d chosen, the highest mean silhouette of %s", choice.count, scores)
-    return choice.count
+    return choose_count(points, seed=job.seed)

@@ -100,7 +100,7 @@ def train(
         visit: called with the steps done and the model before the first step, after each
             checkpoint, and again where an interrupted run continues; not after the last step.
     """
-    model = _new_model(job, data).to(device)
+    model = new_model(job, data).to(device)
     optimizers = Optimizers(model, job.train)
     first = 0
     folder = context.resume_folder()
@@ -149,7 +149,8 @@ class _Saver:
         save_state(folder, self.model, self.optimizers, {"step": self.step})
 
 
-def _new_model(job: TrainJob, data: TrainData) -> Trainable:
+def new_model(job: TrainJob, data: TrainData) -> Trainable:
+    """Return what is trained, as it is before the first step."""
     return Trainable(
         job,
         channels=data.channels,

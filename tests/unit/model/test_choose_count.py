@@ -47,6 +47,38 @@ def test_the_choice_follows_from_points_and_seed():
     assert choose_count(points, seed=1) == choose_count(points, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({2: 1.0, 3: 0.99, 4: 0.985, 6: 0.97}, 4),  # as good as two, and says more
+        ({2: 0.7, 3: 0.72, 4: 0.75, 6: 0.73, 8: 0.729}, 6),
+        ({2: 0.9, 3: 0.5, 4: 0.5, 6: 0.5}, 2),
+    ],
+)
+def test_with_agreement_the_largest_number_near_the_best_is_chosen(scores, expected):
+    choice = choose_count(
+        planted(3),
+        seed=0,
+        agreement=lambda centroids: scores[len(centroids)],
+        candidates=tuple(scores),
+    )
+    assert (choice.count, choice.scores) == (expected, scores)
+
+
+def test_points_without_weight_do_not_count():
+    points = torch.cat([planted(3), planted(20, seed=5)])
+    weights = torch.cat([torch.ones(240), torch.zeros(1600)])
+    centroids = []
+
+    def agreement(found):
+        centroids.append(found)
+        return -float(len(found))
+
+    choose_count(points, seed=0, weights_N=weights, agreement=agreement, candidates=(3,))
+    best = (F.normalize(points[:240], dim=1) @ centroids[-1].T).max(1).values
+    assert best.mean() > 0.8
+
+
 def test_too_few_points_are_refused_in_words():
     with pytest.raises(ConfigError, match=r"clusters\.count"):
         choose_count(torch.eye(19), seed=0)

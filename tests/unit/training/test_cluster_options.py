@@ -147,9 +147,18 @@ def test_the_number_of_clusters_is_chosen_and_told(extra, caplog):
     (event,) = context.events
     assert event["event"] == "clusters/count"
     assert event["count"] == 4
-    scores = {row["count"]: row["silhouette"] for row in event["candidates"]}
-    assert max(scores, key=scores.get) == 4
+    scores = {row["count"]: row["agreement"] for row in event["candidates"]}
+    assert scores[4] > 0.98 > scores[6]
     assert "4 chosen" in caplog.text
+
+
+def test_without_consistency_the_number_is_chosen_by_the_silhouette():
+    maps, _ = field(30, count=4)
+    job = train_job(head={"smooth": 0.0, "consistent": False}, clusters={"count": 0, "sample": 400})
+    context = LocalContext()
+    assert with_cluster_count(job, data_of(maps), context).clusters.count == 4
+    scores = {row["count"]: row["silhouette"] for row in context.events[0]["candidates"]}
+    assert max(scores, key=scores.get) == 4
 
 
 def test_a_given_number_of_clusters_reads_nothing():
@@ -171,5 +180,5 @@ def test_a_run_that_goes_on_keeps_its_number_of_clusters(tmp_path):
 def test_the_plan_says_how_the_number_will_be_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr("stego_core.distributed.train.plan_mine", lambda job: [])
     job = train_job(out=str(tmp_path), clusters={"count": 0})
-    assert "chosen by silhouette from 2, 3, 4" in plan_train(job)[-1]
+    assert "chosen by agreement from 2, 3, 4" in plan_train(job)[-1]
     assert "27 clusters" in plan_train(train_job(out=str(tmp_path), clusters={"count": 27}))[-1]
