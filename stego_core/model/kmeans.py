@@ -89,12 +89,10 @@ def spherical_kmeans(
     if len(weights_N) != len(directed_N):
         raise ShapeError(f"{len(weights_N)} weights for {len(directed_N)} points: give one each")
     shares_N = weights_N.to(unit_ND)[directed_N]
-    shares_N = shares_N / shares_N.mean()
+    points = _Points.of(unit_ND, shares_N / shares_N.mean())
     generator = torch.Generator().manual_seed(seed)
     ends = [
-        _iterate(
-            unit_ND, shares_N, _choose_start(unit_ND, shares_N, count, generator), max_iterations
-        )
+        _iterate(points, _choose_start(points, count, generator), max_iterations)
         for _ in range(restarts)
     ]
     best = _choose_end(ends, prefer)
@@ -104,6 +102,18 @@ def spherical_kmeans(
         objectives=tuple(end.objective for end in ends),
         revived=sum(end.revived for end in ends),
     )
+
+
+class _Points(NamedTuple):
+    """Unit rows, their shares of the weight (1 on average), and the rows times these."""
+
+    unit: Tensor
+    shares: Tensor
+    weighted: Tensor
+
+    @classmethod
+    def of(cls, unit_ND: Tensor, shares_N: Tensor) -> _Points:
+        return cls(unit_ND, shares_N, unit_ND * shares_N[:, None])
 
 
 class _End(NamedTuple):
@@ -148,12 +158,11 @@ def _check_points(points_ND: Tensor, count: int, restarts: int) -> Tensor:
     return directed
 
 
-def _choose_start(
-    unit_ND: Tensor, shares_N: Tensor, count: int, generator: torch.Generator
-) -> Tensor:
+def _choose_start(points: _Points, count: int, generator: torch.Generator) -> Tensor:
     # k-means++: each further start is drawn with probability proportional to weight times
     # 1 - cosine, which is half the squared distance of unit vectors. Of several draws the one that
     # leaves the smallest gaps is kept.
+    unit_ND, shares_N, _ = points
     chosen = _draw(shares_N, generator)
     starts = [chosen]
     gaps = (1 - unit_ND @ unit_ND[chosen]).clamp_(min=0)
@@ -179,15 +188,15 @@ def _draw(weights: Tensor, generator: torch.Generator) -> int:
     return min(index, len(weights) - 1)
 
 
-def _iterate(unit_ND: Tensor, shares_N: Tensor, centroids_MD: Tensor, max_iterations: int) -> _End:
-    nearest, cosines = _assign(unit_ND, centroids_MD)
-    objective = float((cosines * shares_N).double().mean())
+def _iterate(points: _Points, centroids_MD: Tensor, max_iterations: int) -> _End:
+    nearest, cosines = _assign(points.unit, centroids_MD)
+    objective = float((cosines * points.shares).double().mean())
     revived = 0
     for _ in range(max_iterations):
-        moved_MD, dead = _move(unit_ND, shares_N, nearest, cosines, len(centroids_MD))
+        moved_MD, dead = _move(points, nearest, cosines, len(centroids_MD))
         revived += dead
-        nearest, cosines = _assign(unit_ND, moved_MD)
-        reached = float((cosines * shares_N).double().mean())
+        nearest, cosines = _assign(points.unit, moved_MD)
+        reached = float((cosines * points.shares).double().mean())
         # Rounding can lower the objective in its last digits: the better centroids are kept.
         gain = reached - objective
         if gain > 0:
@@ -206,14 +215,12 @@ def _assign(unit_ND: Tensor, centroids_MD: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([block.indices for block in best]), torch.cat([block.values for block in best])
 
 
-def _move(
-    unit_ND: Tensor, shares_N: Tensor, nearest: Tensor, cosines: Tensor, count: int
-) -> tuple[Tensor, int]:
-    sums_MD = unit_ND.new_zeros(count, unit_ND.shape[1])
-    sums_MD.index_add_(0, nearest, unit_ND * shares_N[:, None])
+def _move(points: _Points, nearest: Tensor, cosines: Tensor, count: int) -> tuple[Tensor, int]:
+    sums_MD = points.unit.new_zeros(count, points.unit.shape[1])
+    sums_MD.index_add_(0, nearest, points.weighted)
     norms = torch.linalg.vector_norm(sums_MD, dim=1)
     dead = (norms < _SMALLEST_NORM).nonzero()[:, 0]
     if len(dead):
-        misfits = (1 - cosines) * shares_N
-        sums_MD[dead] = unit_ND[misfits.topk(len(dead)).indices]
+        misfits = (1 - cosines) * points.shares
+        sums_MD[dead] = points.unit[misfits.topk(len(dead)).indices]
     return F.normalize(sums_MD, dim=1), len(dead)

@@ -98,7 +98,8 @@ def test_a_cluster_without_points_moves_to_the_point_that_is_fitted_worst():
     points = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     unit = torch.nn.functional.normalize(points, dim=1)
     start = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    centroids, objective, revived = kmeans._iterate(unit, torch.ones(3), start, 10)
+    points = kmeans._Points.of(unit, torch.ones(3))
+    centroids, objective, revived = kmeans._iterate(points, start, 10)
     assert revived == 1
     torch.testing.assert_close(centroids[1], torch.tensor([0.0, 1.0]))
     assert objective > 0.99
@@ -191,7 +192,8 @@ def test_a_move_that_lowers_the_objective_is_not_kept(monkeypatch):
     points, directions = planted()
     unit = torch.nn.functional.normalize(points, dim=1)
     monkeypatch.setattr(kmeans, "_move", lambda *_: (torch.ones_like(directions) / 24**0.5, 0))
-    centroids, objective, _ = kmeans._iterate(unit, torch.ones(len(unit)), directions, 10)
+    points = kmeans._Points.of(unit, torch.ones(len(unit)))
+    centroids, objective, _ = kmeans._iterate(points, directions, 10)
     assert centroids.equal(directions)
     assert objective > 0.8
 
@@ -203,10 +205,11 @@ def test_a_point_of_weight_three_counts_like_three_points():
     repeated = torch.cat([points, points[::4], points[::4]])
     start = torch.nn.functional.normalize(points[:5], dim=1)
     unit = torch.nn.functional.normalize(points, dim=1)
-    weighted, objective, _ = kmeans._iterate(unit, weights / weights.mean(), start, 30)
-    expected, of_repeated, _ = kmeans._iterate(
-        torch.nn.functional.normalize(repeated, dim=1), torch.ones(len(repeated)), start, 30
-    )
+    once = kmeans._Points.of(unit, weights / weights.mean())
+    weighted, objective, _ = kmeans._iterate(once, start, 30)
+    unit = torch.nn.functional.normalize(repeated, dim=1)
+    thrice = kmeans._Points.of(unit, torch.ones(len(unit)))
+    expected, of_repeated, _ = kmeans._iterate(thrice, start, 30)
     torch.testing.assert_close(weighted, expected, atol=1e-5, rtol=1e-5)
     assert objective == pytest.approx(of_repeated, abs=1e-6)
 
