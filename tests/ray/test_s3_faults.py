@@ -93,7 +93,8 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("away_s", "there_s", "wanted"),
-    [((1, 6), (0.5, 6), 12), ((60, 60), (2, 12), 8)],
+    # What is asked for again after a minute is asked for every quarter of a minute.
+    [((1, 6), (0.5, 6), 12), ((60, 60), (16, 30), 8)],
     ids=["seconds", "minutes"],
 )
 def test_a_store_that_is_away_again_and_again_is_waited_for(
@@ -107,7 +108,7 @@ def test_a_store_that_is_away_again_and_again_is_waited_for(
 ) -> None:
     """Outages at drawn moments, one after the other, in as many jobs as it takes to meet some."""
     rng, met = random.Random(5), 0
-    for start in range(12):
+    for start in range(20):
         out, ended = f"often-{wanted}-{start}", threading.Event()
         with FaultProxy(store.port) as proxy:
 
