@@ -18,6 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+# As the jobs' workers have it (stego_core/distributed/environment.py): baselines get the same.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "ray", "timm", "numpy", "pyarrow", "pillow", "faiss-cpu", "pydensecrf2")

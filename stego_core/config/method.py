@@ -136,9 +136,9 @@ class TrainConfig(Strict):
 class ClustersConfig(Strict):
     """The cluster probe: which code means which cluster."""
 
-    count: NonNegative = 27
-    """K, the number of clusters; 0 chooses it before training by the silhouette of k-means on the
-    features, without labels."""
+    count: NonNegative = 0
+    """K, the number of clusters; 0 chooses it before training, without labels: the largest number
+    whose clusters neighbouring images agree on as well as on any other (docs/options.md)."""
     extra: NonNegative = 0
     """Clusters beyond K (the original's `extra_clusters`). Those that match no class are errors
     when scored."""

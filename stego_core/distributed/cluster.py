@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import logging
 import math
 import os
@@ -20,26 +19,13 @@ from typing import Any
 
 import ray
 
+from stego_core.distributed.environment import inherited, worker_environment
 from stego_core.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5.0
 _HEALTH_TIMEOUT_S = 15.0
-
-# Where a job's buckets lie: workers hear it from the driver, because the cluster may be older than
-# the job. Credentials stay out: a runtime environment is readable by all who see the cluster.
-_HANDED_TO_WORKERS = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_PROFILE",
-    "STEGO_S3_ANONYMOUS",
-    "STEGO_S3_ADDRESSING",
-    "STEGO_GS_ANONYMOUS",
-    "STORAGE_EMULATOR_HOST",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +78,7 @@ def connect(*, debug: bool = False) -> Iterator[None]:
     address = find_cluster()
     if address is None:
         # Its workers inherit this process's environment: no package to zip, no agent to unpack it.
-        with _importable(), _without_native_notes(enabled=not debug):
+        with inherited(), _without_native_notes(enabled=not debug):
             ray.init("local", include_dashboard=False, **options)
         logger.info("no cluster found: started a local Ray with %g CPUs", total("CPU"))
     else:
@@ -108,21 +94,6 @@ def connect(*, debug: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Let processes that are started inside import this package from where it is."""
-    before = os.environ.get("PYTHONPATH")
-    paths = [str(Path(__file__).parents[2]), *([before] if before else [])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager
@@ -208,17 +179,6 @@ def require_health(address: str) -> None:
     """
     if not _is_healthy(address):
         raise ClusterError(f"no healthy Ray at {address}: see the head's log, or start it anew")
-
-
-def worker_environment() -> dict[str, Any]:
-    """Return Ray's runtime environment of this job: the package, and where its buckets lie."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    # Ray zips the package and every worker unpacks it, unless the job already brought a directory.
-    package = {} if "working_dir" in job else {"py_modules": [str(Path(__file__).parents[1])]}
-    # What the job was submitted with reaches the workers anyway; Ray refuses the same name twice.
-    names = [name for name in _HANDED_TO_WORKERS if name not in (job.get("env_vars") or {})]
-    settings = {name: os.environ[name] for name in names if name in os.environ}
-    return package | ({"env_vars": settings} if settings else {})
 
 
 def total(resource: str) -> float:

@@ -17,7 +17,7 @@ import pytest
 from ray_cluster import ROOT, SEGMENT, TRAIN, Cluster
 from s3_store import BUCKET, KEY_ID, SECRET, Store, needs_server
 
-from stego_core.distributed.cluster import worker_environment
+from stego_core.distributed.environment import worker_environment
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import cache_path
 
@@ -152,17 +152,22 @@ def test_workers_are_told_where_the_store_is_but_not_the_credentials(
 ) -> None:
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_JOB"))]:
         monkeypatch.delenv(name)
-    assert worker_environment().keys() == {"py_modules"}
+    pages = {"THP_MEM_ALLOC_ENABLE": "1"}
+    assert worker_environment().keys() == {"py_modules", "env_vars"}
+    assert worker_environment()["env_vars"] == pages
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "planted")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     told = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "eu-central-1"}
-    assert worker_environment()["env_vars"] == told
+    assert worker_environment()["env_vars"] == pages | told
     # Ray refuses a job whose driver gives a name that `ray job submit` gave already.
     submitted = {"working_dir": "gcs://x.zip", "env_vars": {"AWS_REGION": "eu-west-1"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": submitted}))
-    assert worker_environment() == {"env_vars": {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}}
+    endpoint = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    assert worker_environment() == {"env_vars": pages | endpoint}
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # who sets it is right
+    assert worker_environment() == {"env_vars": {"THP_MEM_ALLOC_ENABLE": "0"} | endpoint}
 
 
 @pytest.mark.slow
