@@ -41,8 +41,8 @@ def pinned(*files: Path) -> str:
     return "\n".join(line for line in lines if "==" in line and not line.startswith("#"))
 
 
-def ask(requirements: str) -> dict[str, Any] | None:
-    """Return what pip-audit reports of pinned packages, None if it could not ask."""
+def ask(requirements: str) -> dict[str, Any] | str:
+    """Return what pip-audit reports of pinned packages, or the last line of what went wrong."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(requirements + "\n")
         file.flush()
@@ -53,21 +53,23 @@ def ask(requirements: str) -> dict[str, Any] | None:
                 command, capture_output=True, text=True, timeout=_SECONDS
             )
             report: dict[str, Any] = json.loads(ran.stdout)
-        except (subprocess.TimeoutExpired, json.JSONDecodeError):
-            return None
+        except subprocess.TimeoutExpired as error:
+            return str(error)
+        except json.JSONDecodeError:
+            return (ran.stderr.strip().splitlines() or ["no report"])[-1]
     return report
 
 
 def main() -> int:
     """Print what is known; return 1 if it is anything."""
     canary = ask(CANARY)
-    if canary is None or not advisories(canary):
+    if isinstance(canary, str) or not advisories(canary):
         sys.stdout.write("no advisories are to be had from here: nothing was audited\n")
         return 0
     report = ask(pinned(ROOT / "constraints.txt", ROOT / "constraints-all.txt"))
-    if report is None:
-        sys.stdout.write("the service of advisories stopped answering: nothing was audited\n")
-        return 0
+    if isinstance(report, str):  # although there are advisories: it may be our own mistake
+        sys.stdout.write(f"pip-audit failed: {report}\n")
+        return 1
     found, missing = advisories(report), unknown(report)
     sys.stdout.write("".join(f"{line}\n" for line in found))
     audited = len(report["dependencies"]) - len(missing)

@@ -31,6 +31,7 @@ def measure(options: Options) -> list[Row]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         run_flags = ["--data.root", options.data, "--out", f"{folder}/run"]
+        run_flags += ["--clusters.count", "27"]  # the original's
         train_s = job_seconds("train.py", *run_flags, "--train.steps", str(_STEPS))
         evaluate = ["--data.root", options.data, "--model", f"{folder}/run"]
         evaluate_s = job_seconds("evaluate.py", *evaluate, "--out", f"{folder}/eval")

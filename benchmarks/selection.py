@@ -13,11 +13,13 @@ import argparse
 import shutil
 import statistics
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from scipy.stats import spearmanr
+
+from stego_core.metrics.criterion import rank_correlation
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CRITERIA = ("agreement", "stability", "margin")
@@ -30,6 +32,8 @@ Training = list[dict[str, Any]]
 def read_trainings(path: Path) -> list[Training]:
     """Return the trainings of a table of trials, one for each seed, in the order of their seeds.
 
+    A training without its usual state (a trial failed) is left out.
+
     Args:
         path: of `trials.parquet`.
     """
@@ -37,13 +41,14 @@ def read_trainings(path: Path) -> list[Training]:
     for row in pq.read_table(path).to_pylist():
         if row["status"] == "finished" and row["miou"] is not None:
             found.setdefault(row["seed"], []).append(row)
-    return [sorted(found[seed], key=lambda row: row["steps"]) for seed in sorted(found)]
+    trainings = [sorted(found[seed], key=itemgetter("steps")) for seed in sorted(found)]
+    return [one for one in trainings if any(row["steps"] == USUAL_STEPS for row in one)]
 
 
 def correlation(criterion: str, training: Training) -> float:
     """Return Spearman's rank correlation of a criterion with mIoU over the states."""
-    result = spearmanr([row[criterion] for row in training], [row["miou"] for row in training])
-    return float(result.statistic)
+    values = [row[criterion] for row in training]
+    return rank_correlation(values, [row["miou"] for row in training])
 
 
 def chosen(training: Training, key: Callable[[dict[str, Any]], float]) -> float:
@@ -61,9 +66,9 @@ def table(sets: dict[str, list[Training]]) -> str:
     for name in CRITERIA:
         each = [correlation(name, one) for trainings in sets.values() for one in trainings]
         shown = f"{statistics.fmean(each):.2f} ± {statistics.stdev(each):.2f}"
-        ways.append((f"`{name}`", shown, lambda row, name=name: row[name]))  # type: ignore[misc]
+        ways.append((f"`{name}`", shown, itemgetter(name)))
     ways.append((f"after {USUAL_STEPS} steps", "", lambda row: row["steps"] == USUAL_STEPS))
-    ways.append(("the best by labels", "", lambda row: row["miou"]))
+    ways.append(("the best by labels", "", itemgetter("miou")))
     lines = ["| | correlation | " + " | ".join(sets) + " |", "|---|---|" + "---|" * len(sets)]
     for title, shown, key in ways:
         cells = [_spread([chosen(one, key) for one in trainings]) for trainings in sets.values()]

@@ -32,7 +32,10 @@ _STORED_STEPS, _BACKBONE_STEPS = 40, 2
 
 def mined(model: str) -> tuple[TrainJob, Manifest, Views, str]:
     """Return a run's settings, the manifest and views of its feature store, and its folder."""
-    job = load_job(TrainJob, ["--config", str(Path(model, "config.resolved.toml"))], prog="bench")
+    record = json.loads(Path(model, "train.json").read_text())
+    flags = ["--config", str(Path(model, "config.resolved.toml"))]
+    # A number of clusters that was chosen stands in no configuration.
+    job = load_job(TrainJob, [*flags, "--clusters.count", str(record["clusters"])], prog="bench")
     key = json.loads(Path(model, "mine.json").read_text())["key"]
     store = str(Path(model, "features", key))
     manifest = read_manifest(f"{store}/manifest.parquet")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from stego_core.datasets.prepare import prepare
         from stego_core.distributed.data import decoders
 
-        prepare(job, directory, decoders(job.limits))
+        cores = os.cpu_count() or 1
+        prepare(job, directory, decoders(job.limits, at_once=min(job.threads, cores)))
 
     return run_job(
         PrepareJob,

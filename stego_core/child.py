@@ -17,7 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+from stego_core.errors import ClusterError
+
 _START_S: Final = 300.0  # of a child that loads a model beside others that do so
+_END_S: Final = 10.0  # of a child that closed its pipe
 _LOOK_S: Final = 1.0  # between looks for the parent
 
 Answer = Callable[[bytes], bytes]
@@ -62,8 +65,8 @@ class Child:
         memory: Callable[[], int | None] = lambda: None,
         dumps: Callable[[object], bytes] = pickle.dumps,
     ) -> None:
-        self._payload, self._memory = dumps(start), memory
         self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
+        self._payload, self._memory = dumps(start), memory
 
     def __call__(self, request: bytes, *, seconds: float) -> bytes:
         """Return the function's answer.
@@ -74,7 +77,7 @@ class Child:
 
         Raises:
             ChildDied: if it ended, also by an exception.
-            OSError: if it did not start, which is nobody's fault.
+            ClusterError: if it did not start, which is nobody's fault.
         """
         process, pipe = self.ready()
         try:
@@ -82,17 +85,23 @@ class Child:
             pipe.send_bytes(request)
             return pipe.recv_bytes()
         except (EOFError, OSError):
-            code = process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
             self.close()
-            raise ChildDied(code) from None
+            raise ChildDied(process.returncode) from None
+        except BaseException:
+            self.close()  # its answer must not become that of the next request
+            raise
 
     def ready(self) -> tuple[subprocess.Popen[bytes], Connection]:
         """Start the child, unless there is one, and wait until it can answer.
 
         Raises:
-            OSError: if it did not start.
+            ClusterError: if it did not start.
         """
-        return self._child or self._start()
+        if self._child is None:
+            self._child = self._start()
+        return self._child
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         pipe, other = Pipe()
@@ -103,35 +112,44 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[other.fileno()],
             )
-        self._child = (process, pipe)
-        memory = self._memory()
-        with suppress(EOFError, OSError):
+        try:
+            memory = self._memory()
             pipe.send_bytes(self._payload)
             pipe.send_bytes(b"" if memory is None else str(memory).encode())
             if pipe.poll(_START_S):
                 pipe.recv_bytes()
-                return self._child
-        self.close()
-        raise OSError("a child process did not start")
+                return process, pipe
+        except (EOFError, OSError):
+            pass
+        except BaseException:
+            _end(process, pipe)
+            raise
+        _end(process, pipe)
+        raise ClusterError(
+            "a child process did not start: see its error above, and what is left of memory"
+        )
 
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
-            process, pipe = self._child
-            self._child = None
-            pipe.close()
-            process.kill()
-            process.wait()
+            child, self._child = self._child, None
+            _end(*child)
 
     def __del__(self) -> None:
         """End the child of an object that nobody has any more."""
-        with suppress(AttributeError):  # of one whose function could not be pickled
-            self.close()
+        self.close()
+
+
+def _end(process: subprocess.Popen[bytes], pipe: Connection) -> None:
+    process.kill()
+    process.wait()
+    pipe.close()
 
 
 def _serve(pipe: Connection) -> None:
     """Answer in the child until the parent closes the pipe."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: for the parent to act on
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     answer: Answer = pickle.loads(pipe.recv_bytes())()  # noqa: S301 - of the parent itself
     if memory := pipe.recv_bytes():
@@ -163,6 +181,8 @@ def _limit_memory(num_bytes: int) -> None:
         return
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmData")]
     limit = int(line.split()[1]) * 1024 + num_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 

@@ -59,6 +59,11 @@ def make_trials(job: TuneJob) -> tuple[list[Axis], list[Trial]]:
     axes, problems = read_space(job.space, flatten(TrainJob))
     if not axes and not problems:
         problems = ["space: nothing varies; give a table [space] in a --config file"]
+    if job.clusters.count == 0 and "clusters.count" not in job.space:
+        problems.append(
+            "clusters.count = 0: trials that each chose a number of clusters could not be "
+            "compared; give one"
+        )
     if problems:
         raise ConfigError(*problems)
     base = {part.name: getattr(job, part.name) for part in fields(TrainJob)}

@@ -59,7 +59,7 @@ class Search:
 
         Raises:
             NotThePictures: if a black picture of two pictures' sizes fails, too.
-            OSError: if the child does not start.
+            ClusterError: if the child does not start.
         """
         usable = [r for r, s in enumerate(table["status"].to_pylist()) if s == ImageProblem.OK]
         if not usable:

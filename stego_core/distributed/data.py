@@ -18,9 +18,14 @@ from stego_core.storage.run import RunDirectory
 logger = logging.getLogger(__name__)
 
 
-def decoders(limits: ImageLimits) -> Decoders:
-    """Return the decoders of drivers, under these limits: a file that ends one ends no job."""
-    apart = ApartDecoder(limits)
+def decoders(limits: ImageLimits, *, at_once: int = 1) -> Decoders:
+    """Return the decoders of drivers, under these limits: a file that ends one ends no job.
+
+    Args:
+        limits: what is decoded at all.
+        at_once: files that are decoded at a time.
+    """
+    apart = ApartDecoder(limits, at_once=at_once)
     return Decoders(image=apart.image, label=apart.label, size=apart.size, limits=limits)
 
 

@@ -22,7 +22,7 @@ from stego_core.distributed.packed import (
     unpack,
 )
 from stego_core.doctor.machine import available_memory
-from stego_core.errors import StegoError
+from stego_core.errors import ClusterError, StegoError
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Guard:
             search = Search(self.probe(unit), seconds=self.seconds, memory=memory)
             try:
                 return search.set_aside(table)
-            except (NotThePictures, OSError) as error:
+            except (NotThePictures, ClusterError) as error:
                 # The unit may be whole all the same: it is computed as if nobody had looked.
                 logger.warning("no search for culprits in unit %d: %s", unit, error)
                 return table

@@ -37,7 +37,7 @@ from stego_core.storage.feature_store import Views, read_views
 from stego_core.storage.lease import Lease, hold
 from stego_core.storage.retry import retried
 from stego_core.storage.run import RunDirectory
-from stego_core.training.choose import criterion, with_cluster_count
+from stego_core.training.choose import with_cluster_count
 from stego_core.training.loop import train
 from stego_core.training.state import find_checkpoint
 from stego_core.training.views import FeatureSource
@@ -70,9 +70,9 @@ def _clusters(job: TrainJob, record: dict[str, Any]) -> str:
     if job.clusters.count:
         return f"{job.clusters.total} clusters"
     if "clusters" in record:
-        return f"{record['clusters']} clusters (chosen by {criterion(job)}, see events.jsonl)"
+        return f"{record['clusters']} clusters (chosen, see events.jsonl)"
     numbers = ", ".join(map(str, CANDIDATES))
-    return f"a number of clusters chosen by {criterion(job)} from {numbers}"
+    return f"a number of clusters chosen from {numbers}"
 
 
 def train_model(job: TrainJob, run: RunDirectory) -> None:
@@ -235,7 +235,7 @@ def _worker(config: dict[str, Any]) -> None:
     views = read_views(mined.store_uri, mined.manifest.num_units)
     with _features(config, views) as features:
         data = training_data(job, mined, views, context, features=features, device=device)
-        job = with_cluster_count(job, data, context)
+        job = with_cluster_count(job, data, context, device=device)
         card = trained_card(job, mined, views, data)
         candidates = Candidates(config["candidates_uri"], job, data, card, context)
         model = train(job, data, context, device=device, visit=candidates.visitor)

@@ -153,7 +153,7 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
     # place (docs/adr/0026).
     features = local_features(job, mined, views, device=study.device)
     data = training_data(job, mined, views, context, features=features, device=study.device)
-    job = with_cluster_count(job, data, context)
+    job = with_cluster_count(job, data, context, device=study.device)
     card = trained_card(job, mined, views, data)
     candidates = Candidates(trial_uri(study.uri, trial.key, "candidates"), job, data, card, context)
     reached = context.reached()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from functools import partial
+from queue import LifoQueue
 from typing import Any, Final
 
 import numpy as np
@@ -35,7 +35,7 @@ def call_apart(child: Child, request: bytes, limits: ImageLimits) -> bytes | Ima
     """Return a child's answer, or `crashed` or `timed_out` if it gives none twice.
 
     Raises:
-        OSError: if the child does not start.
+        ClusterError: if the child does not start.
     """
     died = ChildDied(None)
     for _ in range(_TRIES):
@@ -50,18 +50,22 @@ def call_apart(child: Child, request: bytes, limits: ImageLimits) -> bytes | Ima
 
 
 class ApartDecoder:
-    """Decodes files one after another in one child process, which starts with the first.
+    """Decodes files in child processes, which start when they are needed.
 
     For what is decoded outside the tasks of a job, which may die themselves: labels, and pictures
     in the driver. Threads may share it.
 
     Args:
         limits: of the decoder; `max_seconds` ends a file.
+        at_once: children, and so files that are decoded at a time.
     """
 
-    def __init__(self, limits: ImageLimits) -> None:
-        self._limits, self._lock = limits, threading.Lock()
-        self._child = Child(partial(_answers, limits), memory=lambda: stated_memory(limits))
+    def __init__(self, limits: ImageLimits, *, at_once: int = 1) -> None:
+        self._limits = limits
+        self._idle: LifoQueue[Child] = LifoQueue()  # the one used last is running
+        for _ in range(at_once):
+            child = Child(partial(_answers, limits), memory=lambda: stated_memory(limits))
+            self._idle.put(child)
 
     def image(self, data: bytes) -> NDArray[np.uint8] | ImageFailure:
         """Return what `decode_image` returns, or `crashed` or `timed_out`."""
@@ -79,16 +83,20 @@ class ApartDecoder:
         return found if isinstance(found, ImageFailure) else (int(found[0]), int(found[1]))
 
     def _decode(self, what: bytes, data: bytes) -> Any:
-        with self._lock:
-            answer = call_apart(self._child, what + b"\n" + data, self._limits)
+        child = self._idle.get()
+        try:
+            answer = call_apart(child, what + b"\n" + data, self._limits)
+        finally:
+            self._idle.put(child)
         if isinstance(answer, ImageFailure):
             return answer
-        head, _, pixels = answer.partition(b"\n")
-        told = json.loads(head)
+        end = answer.index(b"\n")
+        told = json.loads(answer[:end])
         if "problem" in told:
             return ImageFailure(ImageProblem(told["problem"]), told["detail"])
         # Of a bytearray, so that it can be written to, as what a decoder returns can.
-        return np.frombuffer(bytearray(pixels), told["type"]).reshape(told["shape"])
+        pixels = bytearray(memoryview(answer)[end + 1 :])
+        return np.frombuffer(pixels, told["type"]).reshape(told["shape"])
 
 
 _DECODERS: Final[dict[bytes, Callable[[bytes, ImageLimits], Any]]] = {
@@ -105,9 +113,9 @@ def _answers(limits: ImageLimits) -> Answer:
         what, _, data = request.partition(b"\n")
         found = _DECODERS[what](data, limits)
         if isinstance(found, ImageFailure):
-            return json.dumps({"problem": found.problem.value, "detail": found.detail}).encode()
+            return json.dumps({"problem": found.problem, "detail": found.detail}).encode() + b"\n"
         array = np.asarray(found)
         head = {"type": array.dtype.str, "shape": array.shape}
-        return json.dumps(head).encode() + b"\n" + array.tobytes()
+        return b"\n".join([json.dumps(head).encode(), array.data])
 
     return answer

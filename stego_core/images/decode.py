@@ -171,7 +171,9 @@ def decode_label(data: bytes, limits: ImageLimits) -> LabelMap | ImageFailure:
 
 
 def upright_size(data: bytes, limits: ImageLimits) -> tuple[int, int] | ImageFailure:
-    """Return height and width of an upright image, of which only the header is read.
+    """Return height and width of an upright image, from its header.
+
+    A PNG that says nothing of its orientation before its pixels is decoded: it may behind them.
 
     Args:
         data: The whole file.

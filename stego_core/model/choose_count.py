@@ -20,8 +20,8 @@ from stego_core.model.kmeans import spherical_kmeans
 CANDIDATES = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 _POINTS_PER_CLUSTER = 10  # fewer say nothing about a cluster
 _RESTARTS = 4
-# Of agreement, between numbers that count as equally good: what restarts of k-means differ by.
-_SLACK = 0.02
+# Of the best agreement; numbers that reach it count as equally good (docs/adr/0033).
+_ENOUGH = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ def choose_count(
 ) -> CountChoice:
     """Choose the number of clusters of spherical k-means without labels.
 
-    With the agreement of matched points the largest number is taken whose agreement is no more
-    than 0.02 below the best: two clusters are easily agreed on, and more say more. Without it the
-    number with the highest simplified silhouette is, of equals the smallest.
+    With the agreement of matched points the largest number is taken whose agreement is at least
+    95 % of the best: two clusters are easily agreed on, and more say more. Without it the number
+    with the highest simplified silhouette is, of equals the smallest.
 
     Args:
         points_ND: points, (N, D); only their directions count.
@@ -100,6 +100,6 @@ def choose_count(
         score = agreement or partial(simplified_silhouette, points_ND)
         scores[count] = round(score(centroids), 4)
     best = max(scores.values())
-    if agreement is None:
+    if agreement is None or best <= 0:  # nothing is agreed on
         return CountChoice(min(count for count in tried if scores[count] == best), scores)
-    return CountChoice(max(count for count in tried if scores[count] >= best - _SLACK), scores)
+    return CountChoice(max(count for count in tried if scores[count] >= _ENOUGH * best), scores)

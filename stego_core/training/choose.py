@@ -20,7 +20,8 @@ from stego_core.training.workers import from_first_worker
 
 logger = logging.getLogger(__name__)
 
-_POINTS = 10_000  # enough for 64 clusters; k-means is run for every candidate
+POINTS = 10_000  # enough for 64 clusters; k-means is run for every candidate
+_FEWEST_PAIRS = 100  # of matched tokens, whose agreement is a number and not noise
 
 
 class _Smoothed:
@@ -37,26 +38,32 @@ class _Smoothed:
         return smooth_code(maps, maps, temperature=self._temperature)
 
 
-def with_cluster_count(job: TrainJob, data: TrainData, context: TrainContext) -> TrainJob:
+def with_cluster_count(
+    job: TrainJob, data: TrainData, context: TrainContext, *, device: str = "cpu"
+) -> TrainJob:
     """Return the job with a number of clusters, chosen without labels where it has none.
 
-    The number has to be known before the first step, so it is chosen on what the head starts
-    from: the features, whitened and smoothed as the settings say. A run that was interrupted
-    keeps its number, and rank 0 decides for all workers.
+    The number has to be known before the first step, so it is chosen on the codes of the head as
+    it starts. A run that was interrupted keeps its number, and rank 0 decides for all workers.
+
+    Args:
+        job: the configuration.
+        data: what will be trained on.
+        context: of this worker.
+        device: of torch.
     """
     if job.clusters.count:
         return job
-    count = from_first_worker(lambda: _decide(job, data, context))
+    count = from_first_worker(lambda: _decide(job, data, context, device))
     return dataclasses.replace(job, clusters=dataclasses.replace(job.clusters, count=count))
 
 
-def _decide(job: TrainJob, data: TrainData, context: TrainContext) -> int:
+def _decide(job: TrainJob, data: TrainData, context: TrainContext, device: str) -> int:
     folder = context.resume_folder()
     if folder is not None:
         state, _ = load_tensors(folder, "state")
         return len(state["model.cluster_probe.clusters"]) - job.clusters.extra
-    choice = _choose(job, data)
-    name = criterion(job)
+    name, choice = _choose(job, data, device)
     table = [{"count": count, name: score} for count, score in choice.scores.items()]
     context.event("clusters/count", count=choice.count, candidates=table)
     scores = ", ".join(f"{count}: {score:.3f}" for count, score in choice.scores.items())
@@ -64,24 +71,20 @@ def _decide(job: TrainJob, data: TrainData, context: TrainContext) -> int:
     return choice.count
 
 
-def criterion(job: TrainJob) -> str:
-    """Return the name of what a number of clusters is chosen by."""
-    return "agreement" if has_matches(job) else "silhouette"
-
-
-def _choose(job: TrainJob, data: TrainData) -> CountChoice:
-    wanted = min(_POINTS, job.clusters.sample)
+def _choose(job: TrainJob, data: TrainData, device: str) -> tuple[str, CountChoice]:
+    wanted = min(POINTS, job.clusters.sample)
     if has_matches(job):
         # The head starts as the identity, so its codes are what clusters would see without a step.
         one = dataclasses.replace(job, clusters=dataclasses.replace(job.clusters, count=1))
-        maps = ModelMaps(one, new_model(one, data).eval(), data)
+        maps = ModelMaps(one, new_model(one, data).to(device).eval(), data)
         found = cluster_points(one, maps, data, wanted)
-        return choose_count(
-            found.points, seed=job.seed, weights_N=found.weights, agreement=found.agreement
-        )
+        if found.agreement is not None and found.agreement.pairs >= _FEWEST_PAIRS:
+            return "agreement", choose_count(
+                found.points, seed=job.seed, weights_N=found.weights, agreement=found.agreement
+            )
     source = data.features
     if data.whitening is not None:
         source = Whitened(source, data.whitening)
     source = _Smoothed(source, job.head.smooth)
     points = sample_tokens(source, len(data.neighbors), wanted, seed=job.seed)
-    return choose_count(points, seed=job.seed)
+    return "silhouette", choose_count(points, seed=job.seed)

@@ -21,9 +21,14 @@ from stego_core.training.matching import Matches, match_tokens
 
 
 class Agreement:
-    """How often matched tokens of neighbouring views are in the same cluster, beyond chance."""
+    """How often matched tokens of neighbouring views are in the same cluster, beyond chance.
+
+    Attributes:
+        pairs: P, tokens that match.
+    """
 
     def __init__(self, matches: Matches, projection_KK: Tensor) -> None:
+        self.pairs = len(matches.first)
         self._first_PK = matches.first @ projection_KK.T
         self._second_PK = matches.second @ projection_KK.T
 

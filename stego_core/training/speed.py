@@ -12,8 +12,10 @@ import torch
 from stego_core.config.schema import TrainJob
 from stego_core.model.whitening import Whitening
 from stego_core.training.calibration import KINDS, VIEWS
+from stego_core.training.choose import POINTS
 from stego_core.training.maps import TOKENS_PER_VIEW
 from stego_core.training.matching import ANCHORS, NEIGHBORS
+from stego_core.training.points import has_matches
 from stego_core.training.sampler import draw_step
 from stego_core.training.state import Optimizers
 from stego_core.training.step import StepBatch, Trainable
@@ -94,11 +96,14 @@ def views_read(job: TrainJob, num_views: int) -> int:
     steps = 2 * job.train.steps * job.train.batch
     sample = min(num_views, job.clusters.sample // TOKENS_PER_VIEW)
     matched = min(num_views, ANCHORS * (1 + NEIGHBORS))
-    is_whitened, is_matched = job.head.whiten > 0, job.head.whiten > 0 and job.head.consistent
+    is_whitened, is_matched = job.head.whiten > 0, has_matches(job)
     before = 2 * min(num_views, VIEWS) + is_whitened * sample + is_matched * matched
     after = sample + is_matched * matched
     states = 1  # that are fitted
     if job.train.select != "last":
         states += -(-job.train.steps // job.train.checkpoint_every)
         after += 2 * min(num_views, _JUDGED)
-    return steps + job.workers * before + states * after
+    choice = 0
+    if job.clusters.count == 0:
+        choice = min(num_views, POINTS // TOKENS_PER_VIEW) + is_matched * matched
+    return steps + job.workers * before + choice + states * after

@@ -23,7 +23,16 @@ def test_training_on_a_cluster_with_gpus_opens_nccl(cluster: Cluster, tmp_path: 
     flags = ["--num-cpus=4", "--include-dashboard=false", f"--num-gpus={real or 2}"]
     with ray_head(tmp_path, "ray.log", env, *flags) as address:
         pretended = replace(cluster, env=env | {"RAY_ADDRESS": address})
-        job = ["train.py", *common, "--train.steps", "20", "--workers", str(real or 2)]
+        job = [
+            "train.py",
+            *common,
+            "--train.steps",
+            "20",
+            "--clusters.count",
+            "3",
+            "--workers",
+            str(real or 2),
+        ]
         done = pretended.run(*job, check=0 if real else 5)
     # With one GPU a worker meets nobody: the backend of such a plan is a matter of
     # tests/unit/test_plan_actors.py.

@@ -31,7 +31,7 @@ def test_a_model_of_many_options_trains_on_two_workers_and_segments(
     (choice,) = [event for event in events if event["event"] == "clusters/count"]
     scores = {row["count"]: row["agreement"] for row in choice["candidates"]}
     best = max(scores.values())
-    assert choice["count"] == max(n for n, score in scores.items() if score >= best - 0.02)
+    assert choice["count"] == max(n for n, score in scores.items() if score >= 0.95 * best)
     last = [event for event in events if event["event"] == "train/step"][-1]
     assert np.isfinite([last[f"loss/{name}"] for name in ("self", "random", "local")]).all()
     assert "loss/knn" not in last
@@ -45,7 +45,7 @@ def test_a_model_of_many_options_trains_on_two_workers_and_segments(
     chosen = max(judged, key=lambda event: event["agreement"])
     assert card["training"]["steps"] == chosen["step"]
     plan = cluster.run(*train, "--dry-run")
-    assert f"{choice['count']} clusters (chosen by agreement" in plan.stdout + plan.stderr
+    assert f"{choice['count']} clusters (chosen, see" in plan.stdout + plan.stderr
     common = ["--input", str(data / "imgs" / "val"), "--model", str(run), *SEGMENT]
     cluster.run("segment_bucket.py", *common, "--out", str(out))
     rows = pq.read_table(out / "masks").to_pylist()

@@ -122,9 +122,11 @@ def test_a_store_that_is_away_again_and_again_is_waited_for(
 
             thread = threading.Thread(target=come_and_go, daemon=True)
             thread.start()
-            behind(proxy, s3_cluster).run(*command(model, out), timeout=1200)
-            ended.set()
-            thread.join()
+            try:
+                behind(proxy, s3_cluster).run(*command(model, out), timeout=1200)
+            finally:
+                ended.set()
+                thread.join()
         assert masks(store, out) == calm
         assert store.keys(f"{out}/_SUCCESS")
         if met >= wanted:

@@ -34,7 +34,7 @@ def answers(monkeypatch):
         if isinstance(report, Exception):
             raise report
         text = report if isinstance(report, str) else json.dumps({"dependencies": report})
-        return subprocess.CompletedProcess(command, 0, text, "")
+        return subprocess.CompletedProcess(command, 0, text, "a\nplanted\n")
 
     monkeypatch.setattr(audit.subprocess, "run", run)
     return given, asked
@@ -49,7 +49,7 @@ def answers(monkeypatch):
             1,
             "pillow 9.0.0: CVE-2022-24303, repaired in 9.0.1\n2 packages audited, 1 advisories\n",
         ),
-        ("", 0, "the service of advisories stopped answering: nothing was audited\n"),
+        ("", 1, "pip-audit failed: planted\n"),
     ],
 )
 def test_an_advisory_of_a_pinned_package_fails(second, code, text, answers, capsys):

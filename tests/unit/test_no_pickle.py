@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_the_one_pickle_that_is_loaded_is_the_one_that_the_parent_made():
         and "pickle.load" in ast.unparse(node)
         and "pickle" in ast.unparse(node.func)
     ]
+    assert not re.search(r"Unpickler|from pickle|pickle as", CHILD.read_text())
     # The first message of the pipe; what it gives is called, once.
     assert sorted(loads) == ["pickle.loads(pipe.recv_bytes())", "pickle.loads(pipe.recv_bytes())()"]
 

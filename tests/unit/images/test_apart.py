@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from stego_core.child import Child
 from stego_core.config.schema import ImageLimits
-from stego_core.errors import ImageProblem
+from stego_core.errors import ClusterError, ImageProblem
 from stego_core.images import apart
 from stego_core.images.apart import ApartDecoder
 from stego_core.images.decode import ImageFailure, decode_image, decode_label, upright_size
@@ -32,7 +33,7 @@ def _deadly():
             os.kill(os.getpid(), signal.SIGSEGV)
         if request.endswith(b"hang"):
             time.sleep(3600)
-        return b'{"type": "|u1", "shape": [1, 2]}\n\1\2'
+        return b'{"type": "|u1", "shape": [1, 2]}\n\1\n'
 
     return answer
 
@@ -40,7 +41,8 @@ def _deadly():
 @pytest.fixture
 def deadly():
     decoder = ApartDecoder(ImageLimits(max_seconds=0.3))
-    decoder._child = Child(_deadly)
+    decoder._idle.get_nowait()
+    decoder._idle.put(Child(_deadly))
     return decoder
 
 
@@ -80,15 +82,17 @@ def test_the_size_is_that_of_the_upright_image(image_format, orientation, decode
 
 
 def test_a_file_that_ends_or_stops_the_child_is_a_failure_and_the_next_is_decoded(deadly):
-    assert deadly.image(b"x").tolist() == [[1, 2]]
+    assert deadly.image(b"x").tolist() == [[1, 10]]
     dead = deadly.label(b"die")
     assert dead == ImageFailure(ImageProblem.CRASHED, "the process that decoded it ended: SIGSEGV")
     late = deadly.size(b"hang")
     assert late == ImageFailure(ImageProblem.TIMED_OUT, "decoding took more than 0.3 s")
-    assert deadly.image(b"x").tolist() == [[1, 2]]
+    assert deadly.image(b"x").tolist() == [[1, 10]]
 
 
-def test_threads_share_one_child_and_get_their_own_answers(decoder):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_threads_share_the_children_and_get_their_own_answers(at_once):
+    decoder = ApartDecoder(LIMITS, at_once=at_once)
     widths = [16 + n for n in range(40)]
     files = [encoded(np.full((16, width, 3), width, np.uint8), "PNG") for width in widths]
     with ThreadPoolExecutor(8) as pool:
@@ -97,12 +101,53 @@ def test_threads_share_one_child_and_get_their_own_answers(decoder):
     assert [int(image[0, 0, 0]) for image in found] == widths
 
 
-def test_a_child_may_take_what_the_limits_state_and_ends_with_its_decoder():
-    limits = ImageLimits(max_pixels=1000, max_bytes=100)
-    assert apart.stated_memory(limits) == 24_200
-    decoder = ApartDecoder(limits)
-    decoder.size(b"")
-    process, _ = decoder._child.ready()
+def running(decoder):
+    """The process of a decoder that has one child."""
+    child = decoder._idle.get_nowait()
+    decoder._idle.put(child)
+    return child.ready()[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="told by Linux")
+def test_a_child_may_take_what_the_limits_state():
+    sizes = []
+    for max_pixels in (10**6, 10**8):
+        limits = ImageLimits(max_pixels=max_pixels, max_bytes=1000)
+        assert apart.stated_memory(limits) == 24 * max_pixels + 2000
+        decoder = ApartDecoder(limits)
+        lines = Path(f"/proc/{running(decoder).pid}/limits").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("Max data size")]
+        sizes.append(int(line.split()[3]))
+    assert sizes[1] - sizes[0] == pytest.approx(24 * 99 * 10**6, rel=0.01)
+
+
+def test_a_child_ends_with_its_decoder():
+    decoder = ApartDecoder(ImageLimits())
+    process = running(decoder)
     assert process.poll() is None
     del decoder
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_an_answer_that_was_not_taken_is_not_that_of_the_next_file(deadly, monkeypatch):
+    first = running(deadly)
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.connection.Connection.recv_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            deadly.image(b"x")
+    assert first.returncode == -signal.SIGKILL
+    assert deadly.image(b"y").tolist() == [[1, 10]]
+
+
+def test_a_child_that_can_not_start_is_one_clear_error():
+    child = Child(_missing)
+    with pytest.raises(ClusterError, match="did not start"):
+        child(b"", seconds=1)
+
+
+def _missing():
+    raise RuntimeError("planted")

@@ -16,6 +16,7 @@ from stego_core.distributed.train import plan_train
 from stego_core.errors import ConfigError
 from stego_core.model.head import Head
 from stego_core.model.merging import strongest_products
+from stego_core.neighbors.search import NONE
 from stego_core.training.choose import with_cluster_count
 from stego_core.training.fit import fit
 from stego_core.training.loop import LocalContext, train
@@ -161,6 +162,15 @@ def test_without_consistency_the_number_is_chosen_by_the_silhouette():
     assert max(scores, key=scores.get) == 4
 
 
+def test_without_neighbours_nothing_matches_and_the_silhouette_chooses():
+    maps, _ = field(30, count=4)
+    data = train_data(30, features=FakeFeatures(maps), neighbors=np.full((30, 3), NONE))
+    job = train_job(head={"smooth": 0.0}, clusters={"count": 0, "sample": 400})
+    context = LocalContext()
+    assert with_cluster_count(job, data, context).clusters.count == 4
+    assert "silhouette" in context.events[0]["candidates"][0]
+
+
 def test_a_given_number_of_clusters_reads_nothing():
     data, context = data_of(field()[0]), LocalContext()
     job = train_job()
@@ -180,5 +190,5 @@ def test_a_run_that_goes_on_keeps_its_number_of_clusters(tmp_path):
 def test_the_plan_says_how_the_number_will_be_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr("stego_core.distributed.train.plan_mine", lambda job: [])
     job = train_job(out=str(tmp_path), clusters={"count": 0})
-    assert "chosen by agreement from 2, 3, 4" in plan_train(job)[-1]
+    assert "clusters chosen from 2, 3, 4" in plan_train(job)[-1]
     assert "27 clusters" in plan_train(train_job(out=str(tmp_path), clusters={"count": 27}))[-1]
