@@ -106,12 +106,16 @@ class Child:
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         pipe, other = Pipe()
         with other:
-            process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
-                [sys.executable, "-P", "-m", __name__, str(other.fileno())],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[other.fileno()],
-            )
+            command = [sys.executable, "-P", "-m", __name__, str(other.fileno())]
+            try:
+                process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                    command,
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[other.fileno()],
+                )
+            except OSError as error:
+                raise ClusterError(f"a child process did not start: {error}") from error
         try:
             memory = self._memory()
             pipe.send_bytes(self._payload)

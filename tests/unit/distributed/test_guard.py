@@ -9,7 +9,7 @@ from stego_core.distributed import guard
 from stego_core.distributed.culprits import NotThePictures
 from stego_core.distributed.guard import Guard
 from stego_core.distributed.packed import UnitError, pack, raise_if_failed, unpack
-from stego_core.errors import ConfigError
+from stego_core.errors import ClusterError, ConfigError
 
 TABLE = pa.table({"status": ["ok", "ok"], "detail": pa.nulls(2, pa.string())})
 WITHOUT = pa.table({"status": ["ok", "crashed"], "detail": ["", "why"]})
@@ -96,7 +96,7 @@ def test_our_own_errors_are_no_pictures_fault(monkeypatch):
     assert not searched.memory
 
 
-@pytest.mark.parametrize("error", [NotThePictures("black"), OSError("no child")])
+@pytest.mark.parametrize("error", [NotThePictures("black"), ClusterError("no child")])
 def test_without_a_verdict_the_unit_is_computed_as_it_is(error, monkeypatch):
     searched = Searched(monkeypatch, error)
     assert run(Ledger(deaths=1), lambda unit, table: table) == TABLE
