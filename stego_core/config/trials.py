@@ -59,7 +59,7 @@ def make_trials(job: TuneJob) -> tuple[list[Axis], list[Trial]]:
     axes, problems = read_space(job.space, flatten(TrainJob))
     if not axes and not problems:
         problems = ["space: nothing varies; give a table [space] in a --config file"]
-    if job.clusters.count == 0 and "clusters.count" not in job.space:
+    if job.clusters.count == 0 and "clusters.count" not in {axis.path for axis in axes}:
         problems.append(
             "clusters.count = 0: trials that each chose a number of clusters could not be "
             "compared; give one"

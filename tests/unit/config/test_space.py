@@ -14,13 +14,14 @@ SETTINGS = flatten(TrainJob)
 
 
 def study(space, **tune):
-    return validate(TuneJob, {"space": space, "tune": tune})
+    return validate(TuneJob, {"space": space, "tune": tune, "clusters": {"count": 27}})
 
 
 def read(tmp_path, text, *flags):
     path = tmp_path / "study.toml"
     path.write_text(text)
-    return load_job(TuneJob, ["--config", str(path), *flags], prog="tune.py")
+    given = ["--config", str(path), "--clusters.count", "27"]
+    return load_job(TuneJob, [*given, *flags], prog="tune.py")
 
 
 def test_nested_tables_and_quoted_paths_are_the_same_space():
@@ -158,8 +159,8 @@ def test_a_setting_that_two_samplers_make_is_one_trial():
 
 def test_a_key_follows_what_determines_the_result_and_nothing_else():
     def keys(**changes):
-        values = {"space": {"head.dim": [32]}, "tune": {"seeds": 1}, **changes}
-        return [t.key for t in make_trials(validate(TuneJob, values))[1]]
+        values = {"space": {"head.dim": [32]}, "tune": {"seeds": 1}, "clusters": {"count": 5}}
+        return [t.key for t in make_trials(validate(TuneJob, values | changes))[1]]
 
     base = keys()
     assert len({*base}) == 2
@@ -191,3 +192,10 @@ def test_draws_have_seeds_of_their_own():
     _, trials = make_trials(job)
     assert len([t for t in trials if t.samplers == ("random",)]) == 4
     assert len([t for t in trials if t.samplers == ("one-at-a-time",)]) == 3 * 6
+
+
+def test_trials_do_not_choose_their_numbers_of_clusters_unless_that_is_the_question():
+    with pytest.raises(ConfigError, match=r"clusters\.count = 0: trials"):
+        make_trials(validate(TuneJob, {"space": {"loss.samples": [5]}}))
+    _, trials = make_trials(validate(TuneJob, {"space": {"clusters": {"count": [0, 3]}}}))
+    assert {trial.job.clusters.count for trial in trials} == {0, 3}
