@@ -10,6 +10,7 @@ from factories import picture, png_bytes, write_tree
 from stego_core.config.base import Space
 from stego_core.config.schema import (
     ChaosJob,
+    ClustersConfig,
     DataConfig,
     EvaluateJob,
     MineJob,
@@ -42,10 +43,11 @@ def run_soak(job, run):
 
 def jobs(root, out, model):
     common = {"out": out, "data": DataConfig(root=root)}
+    study = {"space": Space({"head.dim": [8, 16]}), "clusters": ClustersConfig(count=5)}
     return {
         "mine": (mine_neighbors, MineJob(**common)),
         "train": (train_model, TrainJob(**common)),
-        "tune": (tune_study, TuneJob(**common, space=Space({"head.dim": [8, 16]}))),
+        "tune": (tune_study, TuneJob(**common, **study)),
         "evaluate": (evaluate, EvaluateJob(**common, model=model)),
         "chaos": (run_soak, ChaosJob(out=out)),
     }

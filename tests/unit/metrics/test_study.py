@@ -15,7 +15,9 @@ SPACE = {"head.dim": [16, 64], "backbone.blocks": [[-1], [-2, -1]], "loss.self.s
 def finished(samplers=("one-at-a-time",), labelled=True, samples=12):
     """A study whose mIoU follows head.dim, and whose agreement follows mIoU exactly."""
     tune = {"sampler": list(samplers), "samples": samples}
-    axes, trials = make_trials(validate(TuneJob, {"space": SPACE, "tune": tune}))
+    axes, trials = make_trials(
+        validate(TuneJob, {"space": SPACE, "tune": tune, "clusters": {"count": 5}})
+    )
     records = {}
     for trial in trials:
         miou = 20 + 0.1 * trial.values["head.dim"] + 0.01 * trial.seed

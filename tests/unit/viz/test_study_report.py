@@ -44,7 +44,8 @@ def test_the_heat_map_shows_shares_and_pairs_in_percent():
 
 
 def test_a_study_without_a_finished_trial_still_has_a_page(tmp_path):
-    axes, trials = make_trials(validate(TuneJob, {"space": {"head.dim": [8, 16]}}))
+    study = {"space": {"head.dim": [8, 16]}, "clusters": {"count": 5}}
+    axes, trials = make_trials(validate(TuneJob, study))
     index = write_study(str(tmp_path / "report"), summarize(trials, axes, {}, "margin"), "margin")
     page = Path(index).read_text()
     assert "6 missing" in page
