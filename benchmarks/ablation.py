@@ -10,7 +10,6 @@ given such files in place of folders, it reads those and copies nothing.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from benchmarks.common import kept_trials, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def table(sets: dict[str, dict[str, Cell]]) -> str:
     for flags in dict.fromkeys(flags for cells in sets.values() for flags in cells):
         cells = [one.get(flags) for one in sets.values()]
         seconds = [s for cell in cells if cell for s in cell.seconds]
-        shown = " | ".join("–" if cell is None else _spread(cell.miou) for cell in cells)
+        shown = " | ".join("–" if cell is None else spread(cell.miou) for cell in cells)
         name = flags if flags == "default" else f"`{flags}`"
         means = [statistics.fmean(cell.miou) for cell in cells if cell]
         mean = f"{statistics.fmean(means):.1f}" if len(means) == len(cells) else "–"
@@ -89,23 +88,12 @@ def table(sets: dict[str, dict[str, Cell]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: tuple[float, ...]) -> str:
-    mean = statistics.fmean(values)
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
-
-
 def main() -> None:
     """Read the studies, keep their trials, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", type=Path, nargs="+")
-    sets: dict[str, dict[str, Cell]] = {}
-    for study in parser.parse_args().studies:
-        name, path = study.stem.removeprefix("ablation-"), study
-        if study.is_dir():
-            path = RESULTS / f"ablation-{study.name}.parquet"
-            shutil.copyfile(study / "trials.parquet", path)
-        sets[name] = read_cells(path)
-    print(table(sets))
+    tables = kept_trials("ablation", parser.parse_args().studies)
+    print(table({name: read_cells(path) for name, path in tables.items()}))
 
 
 if __name__ == "__main__":

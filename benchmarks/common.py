@@ -10,9 +10,10 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,30 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "ray", "timm", "numpy", "pyarrow", "pillow", "faiss-cpu", "pydensecrf2")
 _FLAGS = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2")
+
+
+def kept_trials(kind: str, studies: list[Path]) -> dict[str, Path]:
+    """Return the table of trials of each study, by name of its data set.
+
+    Args:
+        kind: of the study; tables are kept as benchmarks/results/<kind>-<set>.parquet.
+        studies: the `--out` of `jobs/tune.py`, named after its data set, whose table is copied
+            there; or such a file, which is only read.
+    """
+    found: dict[str, Path] = {}
+    for study in studies:
+        name, path = study.stem.removeprefix(f"{kind}-"), study
+        if study.is_dir():
+            path = RESULTS / f"{kind}-{study.name}.parquet"
+            shutil.copyfile(study / "trials.parquet", path)
+        found[name] = path
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation, the latter where there are several values."""
+    mean = statistics.fmean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 @dataclass(frozen=True, slots=True)

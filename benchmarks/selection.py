@@ -10,7 +10,6 @@ place of folders, it reads those and copies nothing.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 from collections.abc import Callable
 from operator import itemgetter
@@ -19,9 +18,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from benchmarks.common import kept_trials, spread
 from stego_core.metrics.criterion import rank_correlation
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CRITERIA = ("agreement", "stability", "margin")
 USUAL_STEPS = 300  # of the default
 
@@ -71,27 +70,17 @@ def table(sets: dict[str, list[Training]]) -> str:
     ways.append(("the best by labels", "", itemgetter("miou")))
     lines = ["| | correlation | " + " | ".join(sets) + " |", "|---|---|" + "---|" * len(sets)]
     for title, shown, key in ways:
-        cells = [_spread([chosen(one, key) for one in trainings]) for trainings in sets.values()]
+        cells = [spread([chosen(one, key) for one in trainings]) for trainings in sets.values()]
         lines.append(f"| {title} | {shown} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:
     """Read the studies, keep their trials, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", type=Path, nargs="+")
-    sets: dict[str, list[Training]] = {}
-    for study in parser.parse_args().studies:
-        name, path = study.stem.removeprefix("states-"), study
-        if study.is_dir():
-            path = RESULTS / f"states-{study.name}.parquet"
-            shutil.copyfile(study / "trials.parquet", path)
-        sets[name] = read_trainings(path)
-    print(table(sets))
+    tables = kept_trials("states", parser.parse_args().studies)
+    print(table({name: read_trainings(path) for name, path in tables.items()}))
 
 
 if __name__ == "__main__":
