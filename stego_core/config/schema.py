@@ -168,6 +168,17 @@ class SegmentJob(_Job):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateStoreConfig(Strict):
+    """Patch features of a split, kept for the next evaluation of it."""
+
+    uri: str | None = None
+    """Folder or bucket that evaluations share: a model with the same backbone finds the features
+    of the same images there, and only its head is computed. Without it nothing is kept."""
+    max_bytes: NonNegative = 20 * 2**30
+    """Nothing is read or kept if the features of the split exceed this size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateJob(_Job):
     """Score a model against labels."""
 
@@ -179,6 +190,7 @@ class EvaluateJob(_Job):
     flip: bool = False
     predict: LabelMapConfig = field(default_factory=LabelMapConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    store: EvaluateStoreConfig = field(default_factory=EvaluateStoreConfig)
     compat: EvaluateCompat = field(default_factory=EvaluateCompat)
 
 

@@ -6,9 +6,12 @@ backbone, a few steps on noise.
 
 from __future__ import annotations
 
-from stego_core.config.schema import MineJob, TrainJob, TuneJob
+from collections.abc import Sequence
+from typing import Any
+
+from stego_core.config.schema import EvaluateJob, MineJob, TrainJob, TuneJob
 from stego_core.images.views import view_count
-from stego_core.model.registry import BackboneRecord
+from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.speed import seconds_per_view
 from stego_core.training.speed import seconds_per_step, views_read
 from stego_core.training.views import view_side
@@ -22,8 +25,26 @@ def store_bytes(job: MineJob, record: BackboneRecord, num_images: int) -> int:
 
 def feature_width(job: MineJob, record: BackboneRecord) -> int:
     """Return C of the features."""
-    blocks = len(job.backbone.blocks) if job.backbone.feature == "blocks" else 1
-    return record.width * blocks
+    return _width(record, job.backbone.feature, job.backbone.blocks)
+
+
+def _width(record: BackboneRecord, feature: str, blocks: Sequence[int]) -> int:
+    return record.width * (len(blocks) if feature == "blocks" else 1)
+
+
+def evaluated_bytes(job: EvaluateJob, backbone: dict[str, Any], num_images: int) -> int:
+    """Return about the size of the features that evaluating a split looks at, in bytes.
+
+    Args:
+        job: the evaluation.
+        backbone: its settings, as the card of `job.model` has them.
+        num_images: of the split.
+    """
+    record = find_backbone(backbone["name"])
+    tokens = (job.predict.resolution / record.patch_size) ** 2
+    passes = sum(scale**2 for scale in job.predict.scales) * (2 if job.flip else 1)
+    width = _width(record, backbone["feature"], backbone["blocks"])
+    return round(num_images * passes * tokens * width * 4)
 
 
 def views_per_image(job: MineJob) -> int:
@@ -31,7 +52,7 @@ def views_per_image(job: MineJob) -> int:
     return view_count(job.views)
 
 
-def fate(job: MineJob, size: int) -> str:
+def fate(job: MineJob | EvaluateJob, size: int) -> str:
     """Return the size of the features, and what becomes of them."""
     budget = f"store.max_bytes is {_mebibytes(job.store.max_bytes)}"
     if size <= job.store.max_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from stego_core.config.schema import EvaluateJob, ImageLimits
+from stego_core.config.schema import EvaluateJob, EvaluateStoreConfig, ImageLimits
 from stego_core.datasets.directory import Dataset
 from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_or_reason
 from stego_core.distributed.units import map_threads
@@ -28,6 +29,7 @@ from stego_core.model.segmenter import (
     Segmenter,
     load_segmenter,
 )
+from stego_core.model.stored import StoredBackbone
 
 # Label values are counted as they are and selected afterwards, so one pass serves every selection.
 MAX_CLASSES = 255
@@ -64,6 +66,11 @@ class EvaluateWorker:
         self, *, model: str, precision: str, device: str, threads: int, job: EvaluateJob
     ) -> None:
         self._segmenter: Segmenter = load_segmenter(model, precision=precision, device=device)
+        self._stored: StoredBackbone | None = None
+        if job.store.uri is not None:
+            settings = self._segmenter.card["backbone"]
+            self._stored = StoredBackbone(self._segmenter.backbone, job.store.uri, settings)
+            self._segmenter.add_module("backbone", self._stored)
         self._device, self._threads, self._job = device, threads, job
         self._heads = [CLUSTER]
         self._heads += [BASELINE] if self._segmenter.has_baseline else []
@@ -83,6 +90,7 @@ class EvaluateWorker:
             "statuses": {entry["values"]: entry["counts"] for entry in statuses},
             "images": {uri: cells for _, images in counted for uri, cells in images.items()},
             "confusion": {head: counts.tolist() for head, counts in confusion.items()},
+            "passes": {} if self._stored is None else self._stored.take_counts(),
         }
         return pa.table({"receipt": [json.dumps(record)]})
 
@@ -137,6 +145,11 @@ class EvaluateWorker:
         # Linear probes predict class ids: a square matrix. Clusters have ids of their own.
         columns = MAX_CLASSES if head in CLASSIFIERS else self._segmenter.num_clusters
         return confusion_matrix(labels, predicted, num_classes=MAX_CLASSES, num_clusters=columns)
+
+
+def without_store(*, job: EvaluateJob, **kwargs: Any) -> EvaluateWorker:
+    """Return a worker that computes all and writes nothing: the probe of the stage."""
+    return EvaluateWorker(job=replace(job, store=EvaluateStoreConfig()), **kwargs)
 
 
 def pass_on(unit: int, table: pa.Table) -> pa.Table:

@@ -89,6 +89,8 @@ def _with_absolute_paths(job: JobT) -> JobT:
             changes[name] = _absolute(value)
     if isinstance(job, MineJob | EvaluateJob):
         changes["data"] = replace(job.data, root=_absolute(job.data.root))
+    if isinstance(job, EvaluateJob) and job.store.uri is not None:
+        changes["store"] = replace(job.store, uri=_absolute(job.store.uri))
     if isinstance(job, MineJob | DoctorJob) and job.backbone.weights is not None:
         weights = _absolute(job.backbone.weights)
         changes["backbone"] = replace(job.backbone, weights=weights)

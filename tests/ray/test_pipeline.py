@@ -26,6 +26,11 @@ def status(out: Path) -> dict:
     return json.loads((out / "status.json").read_text())
 
 
+def features_event(run: Path) -> dict:
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return next(event for event in events if event["event"] == "evaluate/features")
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -158,7 +163,8 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
     assert sum(row["pixels"] for row in images) == sum(pixels.to_pylist())
     assert right / sum(pixels.to_pylist()) == pytest.approx(metrics["cluster.accuracy"], abs=1e-3)
     config, again = str(out / "config.resolved.toml"), tmp_path / "again"
-    cluster.run("evaluate.py", "--config", config, "--out", str(again))
+    store = ["--store.uri", "kept-features"]  # below the folder in which the jobs start
+    cluster.run("evaluate.py", "--config", config, "--out", str(again), *store)
     assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
     assert files(again / "metrics") == files(out / "metrics")
     cluster.run(
@@ -171,7 +177,15 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
         "--actors",
         "2",
         *SEGMENT,
+        *store,
     )
+    # The backbone ran once for both, and what it left is not part of a result.
+    assert features_event(again)["read"] == features_event(tmp_path / "b")["computed"] == 0
+    assert features_event(again)["computed"] == features_event(tmp_path / "b")["read"] > 0
+    assert list((cluster.folder / "kept-features").rglob("*.npy"))
+    confusion = "metrics/confusion-baseline_kmeans.parquet"
+    counts = [pq.read_table(run / confusion).to_pylist() for run in (out, tmp_path / "b")]
+    assert [row for row in counts[0] if row["true_class"] != 2] == counts[1]
     scored = pq.read_table(tmp_path / "b" / "metrics" / "metrics.parquet").to_pylist()
     assert {r["class_id"] for r in scored if r["metric"] == "iou"} == {0, 1}
 

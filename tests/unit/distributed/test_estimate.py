@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from factories import picture, png_bytes, write_tree
 
 from stego_core.config.load import load_job
-from stego_core.config.schema import MineJob, TrainJob
+from stego_core.config.schema import EvaluateJob, MineJob, TrainJob
 from stego_core.distributed import estimate
+from stego_core.distributed.evaluate import plan_evaluate
 from stego_core.distributed.mine import plan_mine
 
 SMALL = ["--backbone.name", "test_vit", "--backbone.weights", "random", "--views.resolution", "64"]
@@ -51,3 +53,25 @@ def test_what_nobody_knows_is_not_said(data: list[str], monkeypatch: pytest.Monk
     lines = plan(TrainJob, [*data, *SMALL])
     assert "mine: to do, 1 units" in lines
     assert not any("time of training" in line for line in lines)
+
+
+def test_the_plan_of_an_evaluation_says_what_becomes_of_features(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(3)]
+    tree = {f"imgs/val/{name}": png_bytes(picture()) for name in names}
+    tree |= {f"labels/val/{name}": png_bytes(picture()[..., 0]) for name in names}
+    root, model = write_tree(tmp_path / "data", tree), tmp_path / "model"
+    card = {"backbone": {"name": "dinov2-vits14", "feature": "blocks", "blocks": [-1, -2]}}
+    write_tree(model, {"model.json": json.dumps(card).encode(), "model.safetensors": b""})
+    flags = ["--data.root", str(root), "--model", str(model), "--predict.resolution", "140"]
+
+    def last_line(*more: str) -> str:
+        return plan_evaluate(load_job(EvaluateJob, [*flags, *more], prog="test"))[-1]
+
+    assert last_line() == "features: not stored (store.uri)"
+    # 3 images of 10 x 10 tokens, two blocks of 384 channels, 4 bytes each: 921 600 bytes.
+    assert last_line("--store.uri", "s3://b/f") == (
+        "features: 1 MiB, stored (store.max_bytes is 20480 MiB) in s3://b/f"
+    )
+    twice = ["--store.uri", "f", "--store.max-bytes", "2000000"]
+    assert ", stored" in last_line(*twice, "--flip")
+    assert ", not stored" in last_line(*twice, "--flip", "--predict.scales", "1", "0.5")
