@@ -60,14 +60,14 @@ def peak_bytes(command: list[str]) -> int:
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, sum(_pss_bytes(pid) for pid in _family(process.pid)))
+            peak = max(peak, sum(pss_bytes(pid) for pid in family(process.pid)))
             time.sleep(_EVERY_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return peak
 
 
-def _family(pid: int) -> set[int]:
+def family(pid: int) -> set[int]:
     """Return a process and all its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -81,7 +81,8 @@ def _family(pid: int) -> set[int]:
     return found
 
 
-def _pss_bytes(pid: int) -> int:
+def pss_bytes(pid: int) -> int:
+    """Return the proportional set size of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended since

@@ -63,8 +63,10 @@ class Costs:
         image_bytes: of the file.
         pixel_bytes: of a view between decoding and backbone.
         feature_bytes: of a view in the feature store; 0 where nothing is stored.
-        dim: channels of an embedding.
+        dim: channels of an embedding, and of a class token.
         neighbors: kept per view.
+        base_bytes: memory of the driver and of Ray's own processes, without what grows.
+        actor_bytes: memory of an actor, with the backbone.
     """
 
     start_s: float = 20.0
@@ -74,6 +76,8 @@ class Costs:
     feature_bytes: float = 23 * 23 * 384 * 2
     dim: int = 384
     neighbors: int = 30
+    base_bytes: float = 1.0e9
+    actor_bytes: float = 1.0e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,9 +91,11 @@ class Prediction:
     read_bytes: float
     object_store_bytes: float
     in_flight_bytes: float
+    memory_bytes: float
     feature_store_bytes: float
     embedding_bytes: float
-    table_bytes: float
+    unit_table_bytes: float
+    neighbor_table_bytes: float
     pq_index_bytes: float
     compute_price: float
     storage_price_per_month: float
@@ -131,6 +137,11 @@ def predict(cluster: Cluster, costs: Costs, *, lists: int = 0, probes: int = 32)
     ivf_s = ivf_flops(views, costs.dim, lists, probes) / (rate * cluster.scan_efficiency)
     features = views * costs.feature_bytes
     embeddings = views * costs.dim * 4.0
+    unit_tables = 2 * embeddings  # with class tokens
+    # A pile that is smaller than that is under way as a whole.
+    in_flight = costs.pixel_bytes * min(views, cluster.accelerators * _IN_FLIGHT * _UNIT_VIEWS)
+    # Of all nodes together; the driver holds all embeddings.
+    memory = costs.base_bytes + cluster.accelerators * costs.actor_bytes + in_flight + embeddings
     hourly = cluster.accelerators * cluster.accelerator_price + cluster.cpus * cluster.cpu_price
     return Prediction(
         embed_s=embed_s,
@@ -139,13 +150,15 @@ def predict(cluster: Cluster, costs: Costs, *, lists: int = 0, probes: int = 32)
         ivf_search_s=ivf_s,
         read_bytes=cluster.images * costs.image_bytes,
         object_store_bytes=views * costs.pixel_bytes + embeddings,
-        in_flight_bytes=cluster.accelerators * _IN_FLIGHT * _UNIT_VIEWS * costs.pixel_bytes,
+        in_flight_bytes=in_flight,
+        memory_bytes=memory,
         feature_store_bytes=features,
         embedding_bytes=embeddings,
-        table_bytes=views * costs.neighbors * 13.0,  # id, crop and score, before compression
+        unit_table_bytes=unit_tables,
+        neighbor_table_bytes=views * costs.neighbors * 13.0,  # id, crop, score; not compressed
         pq_index_bytes=views * (costs.dim / 8 + 8.0),
         compute_price=(embed_s + ivf_s) / 3600 * hourly,
-        storage_price_per_month=(features + embeddings) / 1e9 * cluster.storage_price,
+        storage_price_per_month=(features + unit_tables) / 1e9 * cluster.storage_price,
     )
 
 

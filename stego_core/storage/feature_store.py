@@ -70,7 +70,8 @@ def write_unit(folder_uri: str, unit: int, table: pa.Table, features: np.ndarray
         np.save(buffer, features.astype(np.float16), allow_pickle=False)
         fs.write_bytes(fs.join(folder_uri, f"unit-{unit:08d}.npy"), buffer.getvalue())
     uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
-    fs.write_bytes(uri, table_bytes(table.cast(SCHEMA)))
+    # Numbers that never repeat: a dictionary of them would be half as large again as they are.
+    fs.write_bytes(uri, table_bytes(table.cast(SCHEMA), use_dictionary=["status", "detail"]))
 
 
 def read_views(folder_uri: str, num_units: int) -> Views:

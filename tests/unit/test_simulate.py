@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.mining_sizes import fitted, predicted
 from benchmarks.simulate import Cluster, Costs, exact_flops, ivf_flops, predict
 
 SMALL = Cluster(
@@ -66,10 +67,35 @@ def test_sizes_and_prices_are_sums_over_views():
     assert found.feature_store_bytes == sum(50 for _ in range(views))
     assert found.embedding_bytes == sum(4 * 4 for _ in range(views))
     assert found.object_store_bytes == sum(30 + 16 for _ in range(views))
-    assert found.in_flight_bytes == sum(30 for _ in range(3 * 3 * 64))
+    assert found.unit_table_bytes == sum(16 + 16 for _ in range(views))
+    assert found.in_flight_bytes == sum(30 for _ in range(views))  # 3 * 3 * 64 are more
+    many = predict(replace(SMALL, images=1000), COSTS, lists=4)
+    assert many.in_flight_bytes == sum(30 for _ in range(3 * 3 * 64))
+    base, actors = COSTS.base_bytes, sum(COSTS.actor_bytes for _ in range(3))
+    assert found.memory_bytes == base + actors + found.in_flight_bytes + found.embedding_bytes
     hours = (found.embed_s + found.ivf_search_s) / 3600
     assert found.compute_price == pytest.approx(hours * (3 * 7.0 + 5 * 0.5))
-    assert found.storage_price_per_month == pytest.approx(views * (50 + 16) / 1e9 * 0.02)
+    assert found.storage_price_per_month == pytest.approx(views * (50 + 32) / 1e9 * 0.02)
+
+
+def test_costs_of_two_sizes_predict_a_third_that_grows_along_their_line():
+    def of(images):
+        grown = images * 384 * 4
+        return {
+            "images": images,
+            "elapsed_s": 5 + images / 10,
+            "actor_bytes": 700,
+            "other_bytes": 400 + 60 + grown,
+            "in_flight_bytes": 60,
+        }
+
+    costs, rate = fitted(of(20), of(80))
+    assert (costs.base_bytes, costs.actor_bytes) == (400, 700)
+    assert (costs.start_s, rate) == pytest.approx((5, 10))
+    found = predicted(160, costs, rate)
+    assert found["embed_s"] == pytest.approx(of(160)["elapsed_s"])
+    grown = found["memory_bytes"] - found["in_flight_bytes"]
+    assert grown == of(160)["other_bytes"] - 60 + of(160)["actor_bytes"]
 
 
 def test_more_accelerators_divide_the_search_and_more_images_multiply_it():
