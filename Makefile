@@ -9,7 +9,10 @@ INPUTS ?= 1000000
 # One word of the shell, whatever spaces and quotes are in it.
 quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
+BASE   := $(VENV)/.installed-base
 SETUP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+          -c constraints.txt -c constraints-all.txt
 
 .PHONY: help setup doctor demo test lint types layers check bench chaos fuzz lock audit clean
 
@@ -18,19 +21,22 @@ help: ## list the targets
 
 setup: $(SETUP) ## make .venv with everything that demo, tests and checks need
 
-$(SETUP): pyproject.toml constraints.txt constraints-all.txt
+# What users need: no tool of the tests may keep the demo from running.
+$(BASE): pyproject.toml constraints.txt constraints-all.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -c constraints-all.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -c constraints-all.txt -e '.[crf]' || echo "pydensecrf could not be installed (it needs a C++ compiler): going on without it"
+	$(PIP) -e '.[cpu,demo,report]'
 	touch $@
 
-doctor: $(SETUP) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too
+$(SETUP): $(BASE)
+	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[crf]' || echo "pydensecrf could not be installed (it needs a C++ compiler): going on without it"
+	touch $@
+
+doctor: $(BASE) ## check this machine, weights and Ray; FLAGS="--input URI --out URI" checks stores, too
 	$(BIN)/python jobs/doctor.py $(FLAGS)
 
-demo: $(SETUP) ## train on pictures and look at the masks; IMAGES=<folder or URI> takes your own
+demo: $(BASE) ## train on pictures and look at the masks; IMAGES=<folder or URI> takes your own
 	@echo "1/3 train: mine neighbours, distil a head, fit the clusters"
 	$(BIN)/python jobs/train.py --config $(call quoted,$(CONFIG)) \
 	  --data.root $(call quoted,$(IMAGES)) --out $(call quoted,$(RUN))
@@ -55,9 +61,9 @@ types: $(SETUP) ## mypy --strict
 layers: $(SETUP) ## who may import whom
 	$(BIN)/lint-imports
 
-check: lint types layers test ## all that CI runs
+check: lint types layers test ## all that CI runs, but audit
 
-bench: demo ## every benchmark of docs/performance.md; DATA=<labelled data> adds the whole schedule
+bench: $(SETUP) demo ## every benchmark of docs/performance.md; DATA=<labelled data> adds the whole schedule
 	$(BIN)/python -m benchmarks.run_all $(if $(DATA),--data $(call quoted,$(DATA)))
 
 chaos: $(SETUP) ## kill drivers, workers, nodes and heads of a local cluster; FLAGS="--faults.rounds 9" for longer
@@ -70,9 +76,8 @@ lock: $(SETUP) ## pin what the packages of constraints.txt need in turn, as inst
 	$(BIN)/python .ci/lock.py
 
 audit: $(SETUP) ## fail if an advisory is known for a pinned package; says so where it can't ask
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -c constraints-all.txt 'pip-audit>=2.10' || true  # which then says that it could not ask
+	$(PIP) 'pip-audit>=2.10' || true  # which then says that it could not ask
 	$(BIN)/python .ci/audit.py
 
-clean: ## delete .venv and runs/
+clean: ## delete .venv and runs/, with every model and mask in it
 	rm -rf $(VENV) runs

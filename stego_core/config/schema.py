@@ -88,11 +88,7 @@ class StoreConfig(Strict):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job(Strict):
     seed: NonNegative = 0
-    workers: Positive = 1
-    """Processes that train, or actors that embed."""
     limits: ImageLimits = field(default_factory=ImageLimits)
-    max_failed: Fraction = 1.0
-    """Share of images that may fail before the job ends with exit code 4."""
     dry_run: bool = False
     """Print the plan and touch nothing."""
     debug: bool = False
@@ -100,7 +96,13 @@ class _Job(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MineJob(_Job):
+class _ImagesJob(_Job):
+    max_failed: Fraction = 1.0
+    """Share of images that may fail before the job ends with exit code 4."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MineJob(_ImagesJob):
     """Embed every view and find its nearest neighbours."""
 
     out: str = "runs/default"
@@ -109,6 +111,8 @@ class MineJob(_Job):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     neighbors: NeighborsConfig = field(default_factory=NeighborsConfig)
+    workers: Positive = 1
+    """Processes that train, or actors that embed."""
     min_workers: Positive | None = None
     """Go on with as few workers as this where the cluster has no room for more. A training then
     loses workers with a node, and takes them back when one joins; without it, their number is
@@ -139,7 +143,7 @@ class TuneJob(TrainJob):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentJob(_Job):
+class SegmentJob(_ImagesJob):
     """Segment a folder or bucket into Parquet."""
 
     input: str = "demo"
@@ -179,7 +183,7 @@ class EvaluateStoreConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateJob(_Job):
+class EvaluateJob(_ImagesJob):
     """Score a model against labels."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(split="val"))

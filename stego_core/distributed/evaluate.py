@@ -22,7 +22,7 @@ from stego_core.distributed.evaluate_stages import (
     pass_on,
     without_store,
 )
-from stego_core.distributed.evaluate_tables import Counted, write_tables
+from stego_core.distributed.evaluate_tables import Counted, write_quarantine, write_tables
 from stego_core.distributed.fetch import Prepare, SquareViews, WholeImage
 from stego_core.distributed.precision import settle_precision
 from stego_core.distributed.progress import Progress
@@ -45,17 +45,21 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
     dataset = _labelled(job)
     files = select_images(job.data, dataset)
     folder = find_model(job.model)
-    size = evaluated_bytes(job, _card(folder)["backbone"], len(files))
     return [
         f"model: {folder}",
         f"images: {dataset.images_uri}: {len(files)}",
         f"labels: {dataset.labels_uri}",
         *plan_check(job.data, dataset, files, job.limits),
         f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}",
-        f"features: {fate(job, size)} in {job.store.uri}"
-        if job.store.uri is not None
-        else "features: not stored (store.uri)",
+        _plan_store(job, folder, len(files)),
     ]
+
+
+def _plan_store(job: EvaluateJob, folder: str, num_images: int) -> str:
+    if job.store.uri is None:
+        return "features: not stored (store.uri)"
+    size = evaluated_bytes(job, _card(folder)["backbone"], num_images)
+    return f"features: {fate(job, size)} in {job.store.uri}"
 
 
 def _card(folder: str) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
 
     Raises:
         InputError: if there are no images, no labels, or no pixel to score.
+        TooManyFailures: if more images can't be used than `max_failed` allows.
         CheckpointError: if there is no model, or another job writes to `job.out`.
     """
     if job.crf:
@@ -113,6 +118,7 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
             run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
         )
         counted = _count(job, run, folder, dataset, manifest, lease)
+        write_quarantine(job, run, counted, num_images=manifest.num_images)
         write_tables(job, run, dataset, counted)
 
 

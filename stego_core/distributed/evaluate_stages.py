@@ -20,6 +20,7 @@ from stego_core.images.geometry import Box, centre_square, resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
 from stego_core.inference.encode import encode_images
 from stego_core.inference.predict import upsampled_argmax
+from stego_core.masks.table import quarantine_table
 from stego_core.metrics.confusion import confusion_matrix
 from stego_core.metrics.images import count_pairs
 from stego_core.model.segmenter import (
@@ -77,7 +78,7 @@ class EvaluateWorker:
         self._heads += list(self._segmenter.classifiers)
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
-        """Return the unit's receipt: statuses, confusion of each head, cluster cells of images."""
+        """Return the unit's receipt: statuses, failures, and what was counted."""
         groups = pixel_groups(table, self._job.predict.batch)
         counted = map_threads(lambda group: self._count_group(table, *group), groups, self._threads)
         confusion: dict[str, np.ndarray] = {}
@@ -85,8 +86,10 @@ class EvaluateWorker:
             for head, one in counts.items():
                 confusion[head] = confusion.get(head, 0) + one
         statuses = table["status"].value_counts().to_pylist()
+        columns = ["image_id", "image_uri", "status", "detail"]
         record = {
             "unit": unit,
+            "failed": quarantine_table(table.select(columns), stage="evaluate").to_pylist(),
             "statuses": {entry["values"]: entry["counts"] for entry in statuses},
             "images": {uri: cells for _, images in counted for uri, cells in images.items()},
             "confusion": {head: counts.tolist() for head, counts in confusion.items()},

@@ -1,6 +1,6 @@
 """Dense CRF refinement of one image, by pydensecrf or by our own mean-field inference.
 
-The kernels and their constants are those of the paper's evaluation (spec section 6.1), written from
+The kernels and their constants are those of the paper's evaluation, the code is written from
 pydensecrf's own documentation.
 """
 

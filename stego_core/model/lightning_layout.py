@@ -1,7 +1,7 @@
 """What the names, shapes and settings in a checkpoint of the original STEGO code mean.
 
 The tensors decide what the model is; the settings that are stored with them, as a tree of OmegaConf
-nodes or as plain dicts, must agree. Source: the names in the released files (spec sections 2, 3.5).
+nodes or as plain dicts, must agree. Source: the names in the released files.
 
 Legend: C backbone width, K code channels, N clusters.
 """

@@ -122,7 +122,7 @@ class Segmenter(nn.Module):
 
         Args:
             pixels_BHWC: uint8 RGB; H and W multiples of the patch size.
-            flip: average with the mirrored image's (spec section 6, step 1).
+            flip: average with the mirrored image's, as the paper's evaluation does.
 
         Returns:
             Features (B, C, h, w) and code (B, K, h, w), float32.

@@ -34,7 +34,7 @@ class StepDraws:
         coords_other: (B, S, S, 2), points of the neighbour and of all random partners.
         partners: (R, B) positions in the batch: the random partners.
         keep: (2, 3, B, C, 1, 1) channel dropout: anchor and neighbour; linear branch, nonlinear
-            branch and the feature correspondences (spec: three independent draws per forward).
+            branch and the feature correspondences, which the original draws independently.
         pixels: (B, P, 2) in [0, 1), relative (x, y) of label pixels.
     """
 

@@ -17,7 +17,7 @@ from stego_core.training.step import Trainable
 
 
 class Optimizers:
-    """The method's three Adams: head, cluster probe, linear probe (spec section 4).
+    """The method's three Adams: head, cluster probe, linear probe.
 
     Detached codes keep the probes' losses away from the head, so one backward serves all.
     """

@@ -262,7 +262,7 @@ class Trainable(nn.Module):
     def _optional(
         self, inputs: OptionalInputs, code: Tensor, features: Tensor
     ) -> dict[str, Tensor]:
-        """Return the losses of spec section 3.4 whose weight isn't 0."""
+        """Return the optional losses of the original, those whose weight isn't 0."""
         out: dict[str, Tensor] = {}
         if self.decoder is not None:
             out["reconstruction"] = reconstruction_loss(self.decoder(code), features)
@@ -278,7 +278,7 @@ class Trainable(nn.Module):
     def _pair(
         self, kind: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of one kind of pair (spec 3.2) and its mean code correspondence."""
+        """Return a pair kind's mean loss (paper, eq. 4) and mean code correspondence."""
         config = self._loss
         pair: PairConfig = getattr(config, kind)
         means = torch.stack(

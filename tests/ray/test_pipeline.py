@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,13 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
     cluster.run("evaluate.py", "--config", config, "--out", str(again), *store)
     assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
     assert files(again / "metrics") == files(out / "metrics")
+    # The same split with a picture that can't be decoded.
+    worse = Path(shutil.copytree(data, tmp_path / "worse"))
+    (worse / "imgs" / "val" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    common[1] = str(worse)
+    refused = [*common, "--out", f"{tmp_path}/b", "--max-failed", "0.05", *SEGMENT]
+    assert "--max-failed" in cluster.run("evaluate.py", *refused, check=4).stderr
+    assert not (tmp_path / "b" / "metrics.json").exists()
     cluster.run(
         "evaluate.py",
         *common,
@@ -179,6 +187,9 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
         *SEGMENT,
         *store,
     )
+    (torn,) = pq.read_table(tmp_path / "b" / "quarantine.parquet").to_pylist()
+    assert torn["image_uri"].endswith("/torn.png")
+    assert (torn["stage"], torn["reason"]) == ("evaluate", "not_an_image")
     # The backbone ran once for both, and what it left is not part of a result.
     assert features_event(again)["read"] == features_event(tmp_path / "b")["computed"] == 0
     assert features_event(again)["computed"] == features_event(tmp_path / "b")["read"] > 0

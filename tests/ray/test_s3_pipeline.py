@@ -186,7 +186,7 @@ def test_make_demo_takes_a_prefix_with_spaces_and_quotes(
     config = tmp_path / "short.toml"
     config.write_text("train.steps = 20\nclusters.count = 4\nviews.resolution = 112\n")
     # The interpreter of the tests in place of .venv, which is not set up (-o).
-    command = ["make", "demo", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed"]
+    command = ["make", "demo", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed-base"]
     command += [f"IMAGES=s3://{BUCKET}/{prefix}", f"RUN={tmp_path}/june's run"]
     command += [f"CONFIG={config}"]
     made = subprocess.run(

@@ -39,7 +39,7 @@ def labels_of(batch, pixels=5, *, seed=0):
 
 
 def defined(job, model, batch, shifts):
-    """The losses as spec section 3 states them, on whole maps."""
+    """The losses as the paper states them (section 3.2), on whole maps."""
     draws = batch.draws
     keep = draws.keep
     code = model.head(batch.anchor, (keep[0, 0], keep[0, 1]))
