@@ -84,7 +84,7 @@ def test_the_commands_that_evaluate_have_a_plan_on_the_prepared_tree(command, tm
     assert any(line.endswith(f"/imgs/val: {images}") for line in lines)
     assert f"label files: {labels}, images with one: {labels} of {images}" in lines
     is_of_paper = name != "voc2012"
-    assert lines[-1] == f"crf: {'dense, flip: on' if is_of_paper else 'off, flip: off'}"
+    assert lines[-2] == f"crf: {'dense, flip: on' if is_of_paper else 'off, flip: off'}"
     assert (job.predict.resolution, job.compat.centre_crop) == (320, is_of_paper)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [card.parts[-3]]
 
