@@ -179,7 +179,8 @@ class EvaluateStoreConfig(Strict):
     """Folder or bucket that evaluations share: a model with the same backbone finds the features
     of the same images there, and only its head is computed. Without it nothing is kept."""
     max_bytes: NonNegative = 20 * 2**30
-    """Nothing is read or kept if the features of the split exceed this size."""
+    """Nothing is read or kept if the features of this evaluation exceed this size; what the store
+    holds already is not counted, and never deleted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,12 +22,13 @@ from stego_core.distributed.evaluate_stages import (
     pass_on,
     without_store,
 )
-from stego_core.distributed.evaluate_tables import Counted, write_quarantine, write_tables
+from stego_core.distributed.evaluate_tables import Counted, write_tables
 from stego_core.distributed.fetch import Prepare, SquareViews, WholeImage
 from stego_core.distributed.precision import settle_precision
 from stego_core.distributed.progress import Progress
+from stego_core.distributed.quarantine import write_quarantine
 from stego_core.distributed.units import Stage, run_units, units_at_once
-from stego_core.errors import InputError
+from stego_core.errors import CheckpointError, InputError
 from stego_core.inference.crf import require_crf
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
@@ -58,19 +59,29 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
 def _plan_store(job: EvaluateJob, folder: str, num_images: int) -> str:
     if job.store.uri is None:
         return "features: not stored (store.uri)"
-    size = evaluated_bytes(job, _card(folder)["backbone"], num_images)
+    size = evaluated_bytes(job, _backbone_of(folder), num_images)
     return f"features: {fate(job, size)} in {job.store.uri}"
 
 
-def _card(folder: str) -> dict[str, Any]:
-    card: dict[str, Any] = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
-    return card
+def _backbone_of(folder: str) -> dict[str, Any]:
+    """Return the settings of a model's backbone.
+
+    Raises:
+        CheckpointError: if the model is damaged, or says nothing of its backbone.
+    """
+    backbone = load_tensors(folder, "model")[1].get("backbone")
+    if not isinstance(backbone, dict) or not {"name", "feature", "blocks"} <= backbone.keys():
+        raise CheckpointError(f"{folder}/model.json does not say which backbone the model has")
+    return backbone
 
 
 def _within_budget(job: EvaluateJob, backbone: dict[str, Any], num_images: int) -> EvaluateJob:
     """Return the job, without its store if the features would not fit there."""
     size = evaluated_bytes(job, backbone, num_images)
-    if job.store.uri is None or size <= job.store.max_bytes:
+    if job.store.uri is None:
+        return job
+    fs.exists(job.store.uri)  # a store that does not answer ends the job here, with its reason
+    if size <= job.store.max_bytes:
         return job
     logger.warning("features: %s", fate(job, size))
     return replace(job, store=EvaluateStoreConfig())
@@ -110,29 +121,30 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     if job.crf:
         require_crf(job.predict.crf)
     folder = find_model(job.model)
-    load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
+    backbone = _backbone_of(folder)  # damaged files end the job here, before it leaves anything
     with hold(job.out) as lease:
         dataset, files = _checked(job, run)
         fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
         manifest = write_manifest(
             run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
         )
-        counted = _count(job, run, folder, dataset, manifest, lease)
-        write_quarantine(job, run, counted, num_images=manifest.num_images)
+        job = _within_budget(job, backbone, manifest.num_images)
+        counted = _count(job, run, (folder, backbone["name"]), dataset, manifest, lease)
+        failed = sorted(counted.failed, key=lambda row: int(row["image_id"]))
+        write_quarantine(run, failed, num_images=manifest.num_images, max_failed=job.max_failed)
         write_tables(job, run, dataset, counted)
 
 
 def _count(
     job: EvaluateJob,
     run: RunDirectory,
-    folder: str,
+    model: tuple[str, str],
     dataset: Dataset,
     manifest: Manifest,
     lease: Lease,
 ) -> Counted:
-    backbone = _card(folder)["backbone"]
-    patch = find_backbone(backbone["name"]).patch_size
-    job = _within_budget(job, backbone, manifest.num_images)
+    folder, backbone_name = model
+    patch = find_backbone(backbone_name).patch_size
     found = Counted()
     done: set[int] = set()
     fetch = {"manifest": manifest, "prepare": _prepare(job, patch)}
@@ -169,10 +181,18 @@ def _count(
             progress.add(receipt["statuses"])
         progress.finish()
     if job.store.uri is not None:
-        read, computed = (found.passes[name] for name in ("read", "computed"))
-        run.event("evaluate/features", uri=job.store.uri, read=read, computed=computed)
-        logger.info("features: %d passes read from %s, %d computed", read, job.store.uri, computed)
+        _tell_of_store(run, job.store.uri, found.passes)
     return found
+
+
+def _tell_of_store(run: RunDirectory, uri: str, passes: Counter[str]) -> None:
+    counts = {name: passes[name] for name in ("read", "kept", "computed")}
+    run.event("evaluate/features", uri=uri, **counts)
+    logger.info(
+        "features: %d passes read from %s, %d kept there", counts["read"], uri, counts["kept"]
+    )
+    if counts["computed"]:
+        logger.warning("features of %d passes could not be kept in %s", counts["computed"], uri)
 
 
 def _prepare(job: EvaluateJob, patch: int) -> Prepare:

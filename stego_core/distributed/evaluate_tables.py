@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from stego_core.config.schema import EvaluateJob
 from stego_core.datasets.directory import Dataset
-from stego_core.errors import ImageProblem, InputError, TooManyFailures
-from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
+from stego_core.errors import ImageProblem, InputError
 from stego_core.metrics.images import image_scores
 from stego_core.metrics.scores import Scores, score_classes, score_clusters, scored_classes
 from stego_core.model.segmenter import CLASSIFIERS, CLUSTER
@@ -50,7 +49,7 @@ class Counted:
         unlabelled: images that could be decoded and have no usable label file.
         failed: rows of the quarantine table: images that can't be used.
         precision: that all workers computed in.
-        passes: of the backbone, by whether they were `read` from a store or `computed`.
+        passes: of the backbone: `read` from a store, `kept` there, or only `computed`.
     """
 
     totals: dict[str, np.ndarray] = field(default_factory=dict)
@@ -72,24 +71,6 @@ class Counted:
         self.unlabelled += receipt["statuses"].get(ImageProblem.OK, 0) - len(receipt["images"])
         self.failed += receipt["failed"]
         self.passes.update(receipt["passes"])
-
-
-def write_quarantine(
-    job: EvaluateJob, run: RunDirectory, counted: Counted, *, num_images: int
-) -> None:
-    """Write `quarantine.parquet`: the images that can't be used.
-
-    Raises:
-        TooManyFailures: if there are more of `num_images` than `max_failed` allows.
-    """
-    rows = sorted(counted.failed, key=lambda row: int(row["image_id"]))
-    quarantine = pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)
-    fs.write_bytes(run.path("quarantine.parquet"), to_parquet(quarantine, {}))
-    if len(rows) > job.max_failed * num_images:
-        raise TooManyFailures(
-            f"{len(rows)} of {num_images} images can't be used; {run.uri}/quarantine.parquet says "
-            "why (--max-failed sets the share that is allowed)"
-        )
 
 
 def write_tables(job: EvaluateJob, run: RunDirectory, dataset: Dataset, counted: Counted) -> None:

@@ -114,7 +114,9 @@ def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, 
         traceback.print_exc()
     for line in text.splitlines() or [type(error).__name__]:
         sys.stderr.write(log.redact(f"{prog}: error: {line}\n"))
-    if directory is None or isinstance(error, ConfigError):
+    # Settings that can't be used leave an earlier run's word as it is; a run that has begun must
+    # not leave its own `running`, for example where the disk filled up.
+    if directory is None or (isinstance(error, ConfigError) and not directory.is_told):
         return code
     try:
         directory.status("failed", exit_code=code, error=text.splitlines()[0])

@@ -41,6 +41,11 @@ class LabelledStore:
     uri: str
     num_units: int
 
+    @property
+    def key(self) -> str:
+        """Return the fingerprint of the features and labels."""
+        return self.uri.rstrip("/").rsplit("/", 1)[1]
+
     def confusion(self, model: Segmenter) -> np.ndarray:
         """Return counts (255, N) int64 of all pixels, oriented [true, pred]."""
         total = np.zeros((), np.int64)
@@ -53,8 +58,12 @@ class LabelledStore:
         return total
 
 
+def _unit_name(unit: int) -> str:
+    return f"unit-{unit:08d}.safetensors"
+
+
 def _unit_uri(uri: str, unit: int) -> str:
-    return fs.join(uri, f"unit-{unit:08d}.safetensors")
+    return fs.join(uri, _unit_name(unit))
 
 
 class StoreWorker:
@@ -104,7 +113,11 @@ class StoreWorker:
 
 
 def store_labelled(
-    job: TuneJob, trial: TrainJob, source: tuple[Dataset, Sequence[fs.ListedFile]]
+    job: TuneJob,
+    trial: TrainJob,
+    source: tuple[Dataset, Sequence[fs.ListedFile]],
+    *,
+    weights_sha256: str,
 ) -> LabelledStore:
     """Store what trials with this backbone are scored on; reuse what is there.
 
@@ -112,16 +125,19 @@ def store_labelled(
         job: the study.
         trial: one of its trainings.
         source: the labelled split and its images.
+        weights_sha256: of the backbone, which a path does not tell.
     """
     dataset, files = source
+    labels = sorted(fs.list_files(str(dataset.labels_uri)), key=lambda file: file.path)
     backbone = find_backbone(trial.backbone.name)
     nearest = trial.compat.nearest_images
     key = fingerprint(
         to_dict(trial.backbone),
+        weights_sha256,
         trial.limits.record(),
         to_dict(job.predict),
         digest_files(files),
-        dataset.labels_uri,
+        digest_files(labels),
         nearest,
     )
     uri = fs.join(job.out, "labelled", key)
@@ -145,7 +161,7 @@ def _run(
 ) -> Any:
     def pending() -> list[int]:
         done = {*fs.list_names(store.uri)}
-        names = (_unit_uri("", unit)[1:] for unit in range(store.num_units))
+        names = (_unit_name(unit) for unit in range(store.num_units))
         return [unit for unit, name in enumerate(names) if name not in done]
 
     if not pending():

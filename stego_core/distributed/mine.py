@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
-import pyarrow as pa
-
 from stego_core.config.backbone import BackboneConfig
 from stego_core.config.load import dump_toml, fingerprint
 from stego_core.config.schema import MineJob
@@ -28,10 +26,10 @@ from stego_core.distributed.fetch import SquareViews, fetch_unit
 from stego_core.distributed.mine_stages import EmbedProbe, EmbedWorker, count_unit
 from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
+from stego_core.distributed.quarantine import write_quarantine
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units, units_at_once
-from stego_core.errors import InputError, TooManyFailures
-from stego_core.masks.table import QUARANTINE_SCHEMA, to_parquet
+from stego_core.errors import InputError
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
@@ -261,13 +259,7 @@ def _write_quarantine(job: MineJob, run: RunDirectory, views: Views, manifest: M
         {"image_id": i, "image_uri": uris[i], "stage": "mine", "reason": reason, "detail": detail}
         for i, reason, detail in views.failures
     ]
-    quarantine = pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)
-    fs.write_bytes(run.path("quarantine.parquet"), to_parquet(quarantine, {}))
-    if len(rows) > job.max_failed * manifest.num_images:
-        raise TooManyFailures(
-            f"{len(rows)} of {manifest.num_images} images can't be used; "
-            f"{run.uri}/quarantine.parquet says why"
-        )
+    write_quarantine(run, rows, num_images=manifest.num_images, max_failed=job.max_failed)
     if not len(views.image_ids):
         raise InputError(
             f"none of {len(rows)} images can be used, the first: {rows[0]['detail']}; "

@@ -140,7 +140,8 @@ def _prepare(
             if labelled is not None:
                 run.status("running", stage="labels")
                 alike = replace(trial.job, backbone=mined[key].backbone)
-                stores[key] = store_labelled(job, alike, labelled)
+                sha256 = mined[key].weights.sha256
+                stores[key] = store_labelled(job, alike, labelled, weights_sha256=sha256)
     actors = plan_actors(job.tune.parallel)
     return Study(
         uri=job.out,
@@ -170,8 +171,12 @@ def _records(job: TuneJob, trials: list[Trial]) -> dict[str, dict[str, Any]]:
 
 
 def _current(records: dict[str, dict[str, Any]], study: Study) -> dict[str, dict[str, Any]]:
-    """Leave out records of trials on features that are no longer those of the images."""
-    return {k: r for k, r in records.items() if r["features"] == study.mined[k].key}
+    """Leave out records of trials whose images, weights or labels have changed since."""
+    return {
+        k: r
+        for k, r in records.items()
+        if (r["features"], r.get("labels")) == (study.mined[k].key, study.label_key(k))
+    }
 
 
 class _Counter(Callback):  # type: ignore[misc]

@@ -68,6 +68,11 @@ class Study:
     seed: int
     device: str
 
+    def label_key(self, trial_key: str) -> str | None:
+        """Return the fingerprint of what a trial is scored on, None without labels."""
+        store = self.labelled.get(trial_key)
+        return None if store is None else store.key
+
 
 def trial_uri(study_uri: str, key: str, *parts: str) -> str:
     """Return where a trial keeps its model and, while it runs, its state."""
@@ -125,6 +130,7 @@ def run_trial(config: dict[str, Any], *, study: Study) -> None:
         "seed": trial.seed,
         "values": trial.values,
         "features": study.mined[trial.key].key,
+        "labels": study.label_key(trial.key),
         "status": FINISHED,
         "steps": trial.job.train.steps,
         "rungs": [],

@@ -137,7 +137,8 @@ class Backbone(nn.Module):
                 f"backbone '{self.record.name}' gives a grid of {tuple(features.shape[2:])} "
                 f"for images {shape}, not {grid}; choose another one"
             )
-        return features.float(), None if token_BC is None else token_BC.float()
+        # One layout whatever the network: what follows chooses its arithmetic by it.
+        return features.float().contiguous(), None if token_BC is None else token_BC.float()
 
     def _features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs: list[Tensor] = []

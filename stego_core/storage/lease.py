@@ -121,7 +121,9 @@ class _Remote(Lease):
             if self._put(None):
                 return
             found = fs.read_if_exists(self.uri) or b"{}"
-        owner = json.loads(found)
+        owner: dict[str, Any] = {}  # nothing is known of a record that is cut off or not ours
+        with suppress(ValueError, TypeError):
+            owner = dict(json.loads(found))
         for _ in range(_SILENT_BEATS):
             time.sleep(self._beat_s)
             latest = fs.read_if_exists(self.uri)
@@ -135,12 +137,16 @@ class _Remote(Lease):
 
     def beat(self, stop: threading.Event) -> None:
         """Renew the lease until `stop`; a beat that does not reach the store is left out."""
-        while not stop.wait(self._beat_s):
-            self._record["beat"] += 1
-            with suppress(OSError):
-                if not self._put(None, is_renewal=True):
-                    self.is_lost = True
-                    return
+        try:
+            while not stop.wait(self._beat_s):
+                self._record["beat"] += 1
+                with suppress(OSError):
+                    if not self._put(None, is_renewal=True):
+                        self.is_lost = True
+                        return
+        except BaseException:
+            self.is_lost = True  # nobody renews it any more: another job will take it
+            raise
 
     def _body(self) -> bytes:
         return json.dumps(self._record).encode()

@@ -27,6 +27,9 @@ class RunDirectory:
         job: name of the job, as status and events show it.
         events: name of the event file; a second process of the same run takes another name where
             the directory lies in an object store.
+
+    Attributes:
+        is_told: whether this process has written a status.
     """
 
     def __init__(self, uri: str, *, job: str, events: str = "events.jsonl") -> None:
@@ -37,6 +40,7 @@ class RunDirectory:
         self._events_name = events
         self._remote_events: bytes | None = None
         self._started_s = time.monotonic()
+        self.is_told = False
 
     def path(self, *parts: str) -> str:
         """Return the URI of something below the directory."""
@@ -69,6 +73,7 @@ class RunDirectory:
             "elapsed_s": round(time.monotonic() - self._started_s, 1),
             **fields,
         }
+        self.is_told = True
         self.write_json("status.json", record)
 
     def count(self, **counts: int) -> None:

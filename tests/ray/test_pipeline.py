@@ -191,9 +191,9 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
     assert torn["image_uri"].endswith("/torn.png")
     assert (torn["stage"], torn["reason"]) == ("evaluate", "not_an_image")
     # The backbone ran once for both, and what it left is not part of a result.
-    assert features_event(again)["read"] == features_event(tmp_path / "b")["computed"] == 0
-    assert features_event(again)["computed"] == features_event(tmp_path / "b")["read"] > 0
-    assert list((cluster.folder / "kept-features").rglob("*.npy"))
+    assert features_event(again)["read"] == features_event(tmp_path / "b")["kept"] == 0
+    assert features_event(again)["kept"] == features_event(tmp_path / "b")["read"] > 0
+    assert list((cluster.folder / "kept-features").rglob("*.safetensors"))
     confusion = "metrics/confusion-baseline_kmeans.parquet"
     counts = [pq.read_table(run / confusion).to_pylist() for run in (out, tmp_path / "b")]
     assert [row for row in counts[0] if row["true_class"] != 2] == counts[1]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from factories import picture, png_bytes, write_tree
 
 from stego_core.config.load import load_job
@@ -61,7 +63,8 @@ def test_the_plan_of_an_evaluation_says_what_becomes_of_features(tmp_path: Path)
     tree |= {f"labels/val/{name}": png_bytes(picture()[..., 0]) for name in names}
     root, model = write_tree(tmp_path / "data", tree), tmp_path / "model"
     card = {"backbone": {"name": "dinov2-vits14", "feature": "blocks", "blocks": [-1, -2]}}
-    write_tree(model, {"model.json": json.dumps(card).encode(), "model.safetensors": b""})
+    tensors = safetensors.numpy.save({"clusters": np.zeros((1, 1), np.float32)})
+    write_tree(model, {"model.json": json.dumps(card).encode(), "model.safetensors": tensors})
     flags = ["--data.root", str(root), "--model", str(model), "--predict.resolution", "140"]
 
     def last_line(*more: str) -> str:

@@ -75,6 +75,24 @@ def test_an_owner_that_gives_no_sign_of_life_is_replaced(store):
         assert json.loads(fs.read_bytes(fs.join(store, "_owner.json")))["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"host": "go', b"[1, 2]", b"\xff\x00"])
+def test_a_record_that_says_nothing_of_its_owner_is_replaced(store, torn):
+    fs.write_bytes(fs.join(store, "_owner.json"), torn)
+    with hold(store, beat_s=BEAT_S) as lease:
+        lease.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lease_that_is_renewed_no_more_is_lost(store, monkeypatch):
+    with hold(store, beat_s=BEAT_S) as lease:
+
+        def fail(*args):
+            raise RuntimeError("a client that is broken for good")
+
+        monkeypatch.setattr(fs, "write_bytes", fail)
+        wait_for(lambda: lease.is_lost)
+
+
 def test_a_job_that_was_taken_over_is_told(store):
     uri = fs.join(store, "_owner.json")
     with hold(store, beat_s=BEAT_S) as lease:

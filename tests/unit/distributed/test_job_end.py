@@ -1,0 +1,43 @@
+"""How a job ends: what its exit code is, and what `status.json` says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stego_core.config.schema import MineJob
+from stego_core.distributed.job import run_job
+from stego_core.errors import ConfigError
+from stego_core.storage.run import RunDirectory
+
+FULL = OSError(28, "No space left on device")
+
+
+def end(out: Path, error: Exception, *, begun: bool) -> int:
+    def run(job: MineJob, where: RunDirectory) -> None:
+        if begun:
+            where.status("running", stage="mine")
+        raise error
+
+    flags = ["--out", str(out)]
+    return run_job(
+        MineJob, flags, prog="test.py", plan=lambda job: [], run=run, directory=lambda job: job.out
+    )
+
+
+@pytest.mark.parametrize("error", [FULL, ConfigError("no such setting")], ids=["disk", "settings"])
+def test_a_job_that_had_begun_does_not_leave_running(tmp_path: Path, error: Exception) -> None:
+    assert end(tmp_path, error, begun=True) == 2
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 2)
+
+
+@pytest.mark.parametrize("error", [FULL, ConfigError("no such setting")], ids=["disk", "settings"])
+def test_a_job_that_never_began_leaves_what_an_earlier_one_said(
+    tmp_path: Path, error: Exception
+) -> None:
+    (tmp_path / "status.json").write_text('{"state": "done"}')
+    assert end(tmp_path, error, begun=False) == 2
+    assert json.loads((tmp_path / "status.json").read_text()) == {"state": "done"}
