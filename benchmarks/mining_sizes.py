@@ -25,9 +25,9 @@ from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, machine
 from benchmarks.memory import family, pss_bytes
-from benchmarks.simulate import Cluster, Costs, predict
+from benchmarks.simulate import Cluster, Costs, predict, read_costs
 
-_EVERY_S = 0.25
+_EVERY_S = 1.0  # to look at the memory of a process costs milliseconds of the job
 
 
 def main() -> None:
@@ -41,6 +41,8 @@ def main() -> None:
     if options.mine is not None:
         mine(options.data, int(options.mine[0]), Path(options.mine[1]))
         return
+    if options.fit[0] == options.fit[1]:
+        parser.error("--fit takes two sizes that differ")
     facts, data = machine(), options.data
     found = {size: measure(data, size) for size in sorted({*options.fit, *options.check})}
     costs, rate = fitted(*(found[size] for size in sorted(options.fit)))
@@ -105,11 +107,13 @@ def mine(data: Path, size: int, folder: Path) -> None:
     flags = ["--data.root", str(data), "--data.limit", str(size), "--out", run]
     job = load_job(MineJob, flags, prog="mining_sizes")
     with connect():
-        store = _ObjectStore()
-        mine_neighbors(job, RunDirectory(run, job="mining_sizes"))
-        found = store.stop()
+        with _ObjectStore() as store:
+            mine_neighbors(job, RunDirectory(run, job="mining_sizes"))
+        found = store.found()
     events = [json.loads(line) for line in Path(run, "events.jsonl").read_text().splitlines()]
     done = next(event for event in events if event["event"] == "mine/done")
+    if done["images"] != size:
+        raise SystemExit(f"{data} has {done['images']} usable images; {size} were asked for")
     (folder / "found.json").write_text(json.dumps({"elapsed_s": done["elapsed_s"], **found}))
 
 
@@ -118,25 +122,36 @@ class _ObjectStore:
 
     def __init__(self) -> None:
         import ray
-        from ray._private import internal_api
+        from ray._private import internal_api  # `ray memory --stats-only` prints no totals
 
         state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
         self._ask = lambda: internal_api.get_memory_info_reply(state).store_stats
-        self._created_before = self._ask().cumulative_created_bytes
-        self._peak = 0
+        self._error: Exception | None = None
+        self._peak, self._created = 0, 0
+
+    def __enter__(self) -> _ObjectStore:
+        self._created = self._ask().cumulative_created_bytes
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        return self
 
     def _watch(self) -> None:
-        while not self._ended.wait(_EVERY_S):
-            self._peak = max(self._peak, self._ask().object_store_bytes_used)
+        try:
+            while not self._ended.wait(_EVERY_S):
+                self._peak = max(self._peak, self._ask().object_store_bytes_used)
+        except Exception as error:
+            self._error = error
 
-    def stop(self) -> dict[str, int]:
-        """Return what was seen."""
+    def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
-        created = self._ask().cumulative_created_bytes - self._created_before
+
+    def found(self) -> dict[str, int]:
+        """Return what was seen; raises what kept it from looking."""
+        if self._error is not None:
+            raise self._error
+        created = self._ask().cumulative_created_bytes - self._created
         return {"object_store_bytes": created, "in_flight_bytes": self._peak}
 
 
@@ -148,12 +163,17 @@ def fitted(few: dict[str, Any], many: dict[str, Any]) -> tuple[Costs, float]:
         many: the same of a larger size.
     """
     per_image = (many["elapsed_s"] - few["elapsed_s"]) / (many["images"] - few["images"])
-    costs = Costs(start_s=few["elapsed_s"] - few["images"] * per_image)
-    embeddings = many["images"] * costs.dim * 4.0
-    # Pages of the object store count with those who map them; the simulator has them apart.
-    base = many["other_bytes"] - many["in_flight_bytes"] - embeddings
-    costs = replace(costs, base_bytes=base, actor_bytes=float(many["actor_bytes"]))
-    return costs, 1 / per_image
+    costs = replace(
+        read_costs(),
+        start_s=few["elapsed_s"] - few["images"] * per_image,
+        base_bytes=0.0,
+        actor_bytes=float(many["actor_bytes"]),
+    )
+    # Whatever the simulator does not explain of the larger size; pages of the object store count
+    # with the processes that map them.
+    explained = predicted(many["images"], costs, 1 / per_image)["memory_bytes"]
+    base = many["other_bytes"] + many["actor_bytes"] - explained
+    return replace(costs, base_bytes=base), 1 / per_image
 
 
 def predicted(size: int, costs: Costs, rate: float) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.simulate --images 100000000 --accelerators 64
 
-The costs of a stage are seconds and bytes per image of one worker, from `results/stage_costs.json`
-or from the command line; docs/scaling.md says where they come from and what was checked. Stages of
-one job run side by side, so the slowest sets the pace. There is no stage for training or
-segmentation. Nothing here measures anything.
+The costs of an image are those of `results/stage_costs.json`, the cluster is that of the command
+line; docs/scaling.md says where they come from and what was checked. Stages of one job run side by
+side, so the slowest sets the pace. There is no stage for training or segmentation. Nothing here
+measures anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 COSTS = Path(__file__).resolve().parent / "results" / "stage_costs.json"
-_IN_FLIGHT = 3  # units per actor: one in work, one ready, one on its way
+_IN_FLIGHT = 3  # units per actor: two in work, and one that is ready
 _UNIT_VIEWS = 64
 _TRAINING_LISTS = 64  # vectors seen per list of an inverted file
 _KMEANS_STEPS = 10
@@ -55,7 +55,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """What one image costs.
+    """What one image costs, and the processes around it.
 
     Attributes:
         start_s: of a job, before the first unit.
@@ -138,10 +138,12 @@ def predict(cluster: Cluster, costs: Costs, *, lists: int = 0, probes: int = 32)
     features = views * costs.feature_bytes
     embeddings = views * costs.dim * 4.0
     unit_tables = 2 * embeddings  # with class tokens
+    neighbors = views * costs.neighbors * 13.0  # id, crop, score; not compressed
     # A pile that is smaller than that is under way as a whole.
     in_flight = costs.pixel_bytes * min(views, cluster.accelerators * _IN_FLIGHT * _UNIT_VIEWS)
-    # Of all nodes together; the driver holds all embeddings.
-    memory = costs.base_bytes + cluster.accelerators * costs.actor_bytes + in_flight + embeddings
+    # The driver holds what unit tables hold, and the object store the embeddings for the search.
+    grown = in_flight + unit_tables + embeddings
+    memory = costs.base_bytes + cluster.accelerators * costs.actor_bytes + grown
     hourly = cluster.accelerators * cluster.accelerator_price + cluster.cpus * cluster.cpu_price
     return Prediction(
         embed_s=embed_s,
@@ -155,10 +157,10 @@ def predict(cluster: Cluster, costs: Costs, *, lists: int = 0, probes: int = 32)
         feature_store_bytes=features,
         embedding_bytes=embeddings,
         unit_table_bytes=unit_tables,
-        neighbor_table_bytes=views * costs.neighbors * 13.0,  # id, crop, score; not compressed
+        neighbor_table_bytes=neighbors,
         pq_index_bytes=views * (costs.dim / 8 + 8.0),
         compute_price=(embed_s + ivf_s) / 3600 * hourly,
-        storage_price_per_month=(features + unit_tables) / 1e9 * cluster.storage_price,
+        storage_price_per_month=(features + unit_tables + neighbors) / 1e9 * cluster.storage_price,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.mining_sizes import fitted, predicted
-from benchmarks.simulate import Cluster, Costs, exact_flops, ivf_flops, predict
+from benchmarks.simulate import Cluster, Costs, exact_flops, ivf_flops, predict, read_costs
 
 SMALL = Cluster(
     images=60,
@@ -72,30 +72,30 @@ def test_sizes_and_prices_are_sums_over_views():
     many = predict(replace(SMALL, images=1000), COSTS, lists=4)
     assert many.in_flight_bytes == sum(30 for _ in range(3 * 3 * 64))
     base, actors = COSTS.base_bytes, sum(COSTS.actor_bytes for _ in range(3))
-    assert found.memory_bytes == base + actors + found.in_flight_bytes + found.embedding_bytes
+    grown = found.in_flight_bytes + sum(16 + 16 + 16 for _ in range(views))
+    assert found.memory_bytes == base + actors + grown
     hours = (found.embed_s + found.ivf_search_s) / 3600
     assert found.compute_price == pytest.approx(hours * (3 * 7.0 + 5 * 0.5))
-    assert found.storage_price_per_month == pytest.approx(views * (50 + 32) / 1e9 * 0.02)
+    assert found.storage_price_per_month == pytest.approx(views * (50 + 32 + 30 * 13) / 1e9 * 0.02)
 
 
 def test_costs_of_two_sizes_predict_a_third_that_grows_along_their_line():
     def of(images):
-        grown = images * 384 * 4
+        grown = 3 * images * 384 * 4 + min(images, 192) * read_costs().pixel_bytes
         return {
             "images": images,
             "elapsed_s": 5 + images / 10,
             "actor_bytes": 700,
-            "other_bytes": 400 + 60 + grown,
-            "in_flight_bytes": 60,
+            "other_bytes": 400 + grown,
         }
 
     costs, rate = fitted(of(20), of(80))
-    assert (costs.base_bytes, costs.actor_bytes) == (400, 700)
+    assert (costs.base_bytes, costs.actor_bytes) == (pytest.approx(400), 700)
     assert (costs.start_s, rate) == pytest.approx((5, 10))
-    found = predicted(160, costs, rate)
-    assert found["embed_s"] == pytest.approx(of(160)["elapsed_s"])
-    grown = found["memory_bytes"] - found["in_flight_bytes"]
-    assert grown == of(160)["other_bytes"] - 60 + of(160)["actor_bytes"]
+    for images in (20, 80, 160, 800):
+        found, made = predicted(images, costs, rate), of(images)
+        assert found["embed_s"] == pytest.approx(made["elapsed_s"])
+        assert found["memory_bytes"] == pytest.approx(made["other_bytes"] + made["actor_bytes"])
 
 
 def test_more_accelerators_divide_the_search_and_more_images_multiply_it():
