@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -187,7 +186,6 @@ def _trainer(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> Tor
             "mined": mined,
             "run_uri": run.uri,
             "candidates_uri": run.path("candidates", key),
-            "threads": actors.threads,
             "device": actors.device,
             "starts_uri": starts_uri,
         },
@@ -225,8 +223,8 @@ def _worker(config: dict[str, Any]) -> None:
     """Train on one worker; ordinary PyTorch apart from the context."""
     job: TrainJob = config["job"]
     mined: Mined = config["mined"]
-    # A cluster may be started with more CPUs than the machine has; threads beyond those only spin.
-    torch.set_num_threads(min(config["threads"], os.cpu_count() or 1))
+    # More threads would add in another order: the model must not depend on the machine (ADR 34).
+    torch.set_num_threads(1)
     context = RayContext(config["run_uri"], starts_uri=config["starts_uri"])
     device = config["device"]
     folder = context.resume_folder()

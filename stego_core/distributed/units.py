@@ -210,6 +210,9 @@ def configure(*, debug: bool) -> None:
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug
     context.execution_options.preserve_order = False
+    # As many units wait for an actor as it has in work and at hand: decoding is quicker than any
+    # backbone, and what it is ahead lies in memory.
+    context.downstream_capacity_backpressure_ratio = 1.0
     # Ray's own helper actors may be lost with their node, and then it waits; half an hour is long.
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     if not debug:
