@@ -311,8 +311,10 @@ def test_centre_crop_scores_the_centre_square_at_the_resolution_of_prediction(tm
         h, w = pixels[on].shape[1:3]
         table = pa.table(
             {
+                "image_id": [7],
                 "image_uri": ["a.png"],
                 "status": ["ok"],
+                "detail": pa.array([None], pa.string()),
                 "pixels": pa.array([pixels[on].tobytes()], pa.large_binary()),
                 "pixel_height": [h],
                 "pixel_width": [w],

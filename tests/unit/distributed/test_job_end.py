@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from stego_core import log
 from stego_core.config.schema import MineJob
 from stego_core.distributed.job import run_job
 from stego_core.errors import ConfigError
 from stego_core.storage.run import RunDirectory
 
 FULL = OSError(28, "No space left on device")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the job from setting up the logging of this process, which other tests look at."""
+    monkeypatch.setattr(log, "setup", lambda *, debug: None)
 
 
 def end(out: Path, error: Exception, *, begun: bool) -> int:
