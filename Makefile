@@ -6,6 +6,8 @@ IMAGES ?= demo
 RUN    ?= runs/demo
 CONFIG ?= configs/demo.toml
 INPUTS ?= 1000000
+# Files of tests that run side by side; each lane has a Ray of its own.
+LANES  ?= 2
 # One word of the shell, whatever spaces and quotes are in it.
 quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
@@ -49,7 +51,7 @@ demo: $(BASE) ## train on pictures and look at the masks; IMAGES=<folder or URI>
 	@$(BIN)/python -m stego_core.viz.summary $(call quoted,$(RUN)) $(call quoted,$(RUN)-masks)
 
 test: $(SETUP) ## the whole fast suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --no-loadscope-reorder
 
 lint: $(SETUP) ## style
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from job_server import run_job
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,18 +34,11 @@ class Cluster:
     env: dict[str, str]
 
     def run(
-        self, *command: str, check: int | None = 0, timeout: float = 300, **kwargs
-    ) -> subprocess.CompletedProcess:
+        self, *command: str, check: int | None = 0, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         """Run `python jobs/<first>` with the rest; check its exit code."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]],
-            env=self.env,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            **kwargs,
-        )
+        job = [str(ROOT / "jobs" / command[0]), *command[1:]]
+        done = run_job(job, env=self.env, cwd=self.folder, timeout=timeout)
         if check is not None:
             assert done.returncode == check, done.stdout + done.stderr
         return done

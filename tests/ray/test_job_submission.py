@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import TINY, Cluster
+from ray_cluster import Cluster
 
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import cache_path
@@ -57,43 +57,28 @@ def test_the_literal_commands_train_and_segment_the_demo_pictures(cluster: Clust
     assert set(table["status"].to_pylist()) == {"ok"}
 
 
-def test_training_and_segmentation_are_submitted_with_settings_from_files(
+def test_training_and_segmentation_are_submitted_with_a_file_and_with_flags(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     """The two commands above with a tiny network, for machines without weights."""
     run, out = tmp_path / "run", tmp_path / "masks"
     pictures = data / "imgs" / "val"
-    settings = {
-        "train": f"""
-            out = "{run}"
-            data.root = "{pictures}"
-            backbone = {{ name = "test_vit", weights = "random" }}
-            views.resolution = 64
-            head.whiten = 4
-            train = {{ steps = 5, batch = 4 }}
-            clusters = {{ count = 3, sample = 500 }}
-        """,
-        "segment_bucket": f"""
-            out = "{out}"
-            input = "{pictures}"
-            model = "{run}"
-            predict.resolution = 64
-        """,
-    }
-    for job, text in settings.items():
-        (cluster.folder / f"{job}.toml").write_text(text)
-        command = ["python", f"jobs/{job}.py", "--config", f"{job}.toml"]
-        submit(cluster, "--working-dir", ".", "--", *command)
+    (cluster.folder / "small.toml").write_text(f"""
+        out = "{run}"
+        data.root = "{pictures}"
+        backbone = {{ name = "test_vit", weights = "random" }}
+        views.resolution = 64
+        head.whiten = 4
+        train = {{ steps = 5, batch = 4 }}
+        clusters = {{ count = 3, sample = 500 }}
+    """)
+    command = ["--working-dir", ".", "--", "python"]
+    submit(cluster, *command, "jobs/train.py", "--config", "small.toml")
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 0
+    flags = ["--input", str(pictures), "--model", str(run), "--out", str(out)]
+    submit(cluster, *command, "jobs/segment_bucket.py", *flags, "--predict.resolution", "64")
     rows = pq.read_table(sorted((out / "masks").glob("*.parquet"))).to_pylist()
     names = sorted(path.name for path in pictures.iterdir())
     assert sorted(Path(row["image_uri"]).name for row in rows) == names
     assert {row["status"] for row in rows} == {"ok"}
     assert all(row["mask"]["bytes"].startswith(b"\x89PNG") for row in rows)
-
-
-def test_a_working_directory_and_flags_can_be_given(cluster: Cluster, data: Path) -> None:
-    out = cluster.folder / "submitted"
-    command = ["--working-dir", ".", "--", "python", "jobs/mine_neighbors.py"]
-    submit(cluster, *command, "--data.root", str(data), "--out", str(out), *TINY)
-    assert json.loads((out / "status.json").read_text())["exit_code"] == 0
-    assert pq.read_table(sorted((out / "neighbors").glob("*.parquet"))).num_rows == 40

@@ -202,23 +202,22 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(
-    cluster: Cluster, data: Path, tmp_path: Path
+    cluster: Cluster, data: Path, model: Path, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    common = ["--data.root", str(data), *TRAIN, "--train.steps", "120", "--train.log-every", "5"]
-    cluster.run("train.py", *common, "--out", str(whole))
-    process = cluster.start("train.py", *common, "--out", str(killed))
+    killed = tmp_path / "killed"
+    job = ["train.py", "--data.root", str(data), "--out", str(killed), *TRAIN]
+    process = cluster.start(*job)
     while not (killed / "_owner.json").exists():
         assert process.poll() is None
-    second = cluster.run("train.py", *common, "--out", str(killed), check=2)
+    second = cluster.run(*job, check=2)
     assert f"another job (process {process.pid} on " in second.stderr
     kill_when(process, lambda: list(killed.glob("checkpoints/*/*/step-*/state.json")))
     # A kill in the middle of Ray Train's own record would leave this.
     for record in killed.glob("checkpoints/*/*/checkpoint_manager_snapshot.json"):
         record.write_text("{")
     assert not (killed / "model").exists()
-    cluster.run("train.py", *common, "--out", str(killed))
+    cluster.run(*job)
     events = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
     assert any(e["event"] == "train/resumed" and e["step"] >= 10 for e in events)
-    one, two = (load_file(r / "model" / "model.safetensors") for r in (whole, killed))
+    one, two = (load_file(r / "model" / "model.safetensors") for r in (model, killed))
     assert all((one[key] == two[key]).all() for key in one), "resuming changed the model"
