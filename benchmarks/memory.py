@@ -1,9 +1,9 @@
 """Peak memory of segment_bucket on 10 000 images beside its peak on 1 000.
 
 All processes of the job together: driver, Ray's own and its workers, as the sum of their
-proportional set sizes (shared pages count once), as Linux tells it. The pictures are tiny and the
-network is timm's smallest with random weights, so that what grows with the number of images stands
-out.
+proportional set sizes (shared pages count once), as Linux tells it. The network is timm's smallest
+with random weights, so that what grows with the number of images stands out; decoded, all pictures
+are 2 GB, so that it would show if decoding ran ahead of the network.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from stego_core.model.backbone import load_backbone
 from stego_core.model.segmenter import model_card, save_segmenter
 
 _FEW, _MANY = 1_000, 10_000
-_SIDE, _CLUSTERS, _CODE = 48, 9, 6
+_SIDE, _CLUSTERS, _CODE = 256, 9, 6
 _EVERY_S = 0.5
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Write small JPEGs of noise, each another one."""
+    """Write JPEGs of smooth noise, each another one."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for index in range(count):
-        pixels = generator.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:06d}.jpg")
+        colours = generator.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(colours).resize((_SIDE, _SIDE)).save(folder / f"{index:06d}.jpg")
 
 
 def write_model(folder: str) -> None:
