@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,11 +101,17 @@ def ray_head(
     *flags: str,
     ready_port: int | None = None,
     through: tuple[str, ...] = (),
+    session: Path | None = None,
 ) -> Iterator[str]:
     """Run `ray start --head` in `folder`; give its address; end it and all below it.
 
-    `through` is a command that runs the command behind it, in the same process.
+    `through` is a command that runs the command behind it, in the same process. `session` is Ray's
+    own folder, else one that goes with the head.
     """
+    # Of its own: Ray notes the address of a machine's latest head there, and gives it to the jobs
+    # that any head is asked to run. Short: the path of a socket has at most 107 characters.
+    own = session or Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    env = env | {"RAY_TMPDIR": str(own)}
     port = 20000 + free_ports(1)[0] % 10000
     # Their fixed defaults may belong to another Ray of this machine.
     agent, client = free_ports(2)
@@ -118,6 +126,8 @@ def ray_head(
             yield f"127.0.0.1:{port}"
         finally:
             _end(head)
+            if session is None:
+                shutil.rmtree(own, ignore_errors=True)  # what is ended may still write there
 
 
 def _end(head: subprocess.Popen) -> None:

@@ -97,9 +97,15 @@ def guarded(
     # Sockets below it must have short names.
     session = Path(tempfile.mkdtemp(prefix="stego-", dir="/tmp"))
     try:
-        flags.append(f"--temp-dir={session}")
-        log, node_env = "ray-guarded.log", env | of_nodes
-        with ray_head(cluster.folder, log, node_env, *flags, ready_port=port) as address:
+        head = ray_head(
+            cluster.folder,
+            "ray-guarded.log",
+            env | of_nodes,
+            *flags,
+            ready_port=port,
+            session=session,
+        )
+        with head as address:
             dashboard = f"http://127.0.0.1:{port}"
             env |= store.credentials | {"RAY_ADDRESS": address}
             yield Guarded(Cluster(address, dashboard, folder, env), session, planted)
