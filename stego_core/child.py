@@ -140,14 +140,22 @@ class Child:
             _end(*child)
 
     def __del__(self) -> None:
-        """End the child of an object that nobody has any more."""
-        self.close()
+        """End the child of an object that nobody has any more.
+
+        Its pipe is left to close itself: it may have done so, and its number be another file's.
+        """
+        if self._child is not None:
+            _kill(self._child[0])
 
 
 def _end(process: subprocess.Popen[bytes], pipe: Connection) -> None:
+    _kill(process)
+    pipe.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    pipe.close()
 
 
 def _serve(pipe: Connection) -> None:

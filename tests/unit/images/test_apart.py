@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,20 @@ def test_a_child_ends_with_its_decoder():
     assert process.poll() is None
     del decoder
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_child_that_goes_with_its_pipe_closes_no_other_file(tmp_path):
+    child = Child(_deadly)
+    process, pipe = child.ready()
+    pipe.__del__()  # what garbage collection may do first, without marking the pipe as closed
+    with ExitStack() as stack:
+        files = [stack.enter_context((tmp_path / str(i)).open("w")) for i in range(100)]
+        assert any(file.fileno() == pipe.fileno() for file in files)
+        child.__del__()
+        for file in files:
+            os.fstat(file.fileno())
+    assert process.returncode == -signal.SIGKILL
+    pipe._handle = None  # its own end must not close the number again either
 
 
 def test_an_answer_that_was_not_taken_is_not_that_of_the_next_file(deadly, monkeypatch):
