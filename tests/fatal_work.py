@@ -1,7 +1,7 @@
 """A driver whose model and CRF fail at pictures of certain colours; prints what they became.
 
-Run as `python tests/fatal_work.py PICTURES MANIFEST`. What is defined in a script travels to the
-workers as it is, so they need not know this file.
+Run as `python tests/fatal_work.py PICTURES MANIFEST SECONDS`; the last is what a picture may take.
+What is defined in a script travels to the workers as it is, so they need not know this file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def finish(unit, table):
 
 def main():
     """Print one JSON list of rows."""
-    pictures, manifest_uri = sys.argv[1:]
+    pictures, manifest_uri, seconds = sys.argv[1:]
     manifest = write_manifest(manifest_uri, list_images(pictures), unit_images=8)
     units._UNIT_S = 5  # after which an actor that hangs is ended
     fetch = {
@@ -73,7 +73,7 @@ def main():
             work=Stage(Model, {}, probe=Model),
             finish=Stage(finish, {}, probe=crf),
             actors=plan_actors(1),
-            seconds=0.5,
+            seconds=float(seconds),
         )
         for receipt in receipts:
             assert receipt["unit"] not in done

@@ -7,7 +7,9 @@ its own `--block` process; `ray stop` would end every Ray of the machine.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -51,14 +53,21 @@ class Cluster:
         return subprocess.Popen(job, env=self.env, cwd=self.folder)
 
 
+# Below those that the kernel hands out, a range for each lane of pytest-xdist, from anywhere in it.
+_PORTS = 3000
+_FIRST_PORT = 20_000 + _PORTS * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4)
+_TURN = itertools.count(secrets.randbelow(_PORTS))
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Return ports that nobody has, none of them twice: they may be bound much later."""
+    found: list[int] = []
+    while len(found) < count:
+        port = _FIRST_PORT + next(_TURN) % _PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def checkout(folder: Path) -> Path:
@@ -112,10 +121,11 @@ def ray_head(
     # that any head is asked to run. Short: the path of a socket has at most 107 characters.
     own = session or Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     env = env | {"RAY_TMPDIR": str(own)}
-    port = 20000 + free_ports(1)[0] % 10000
-    # Their fixed defaults may belong to another Ray of this machine.
-    agent, client = free_ports(2)
+    port, agent, client = free_ports(3)
+    # Their fixed defaults may belong to another Ray of this machine, which also gives all Rays
+    # the same ports for workers; with 0 the kernel chooses those.
     flags += (f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}")
+    flags += ("--min-worker-port=0", "--max-worker-port=0")
     command = [*through, str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     command += [f"--port={port}", "--node-ip-address=127.0.0.1", *flags]
     path = folder / log_name

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Stor
             region_name="us-east-1",
             aws_access_key_id=KEY_ID,
             aws_secret_access_key=SECRET,
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10),
+            config=Config(retries={"total_max_attempts": 3}, connect_timeout=2, read_timeout=60),
         )
-        _wait_until_it_answers(client, server, folder / "log")
-        client.create_bucket(Bucket=BUCKET)
+        _wait_until_it_takes_objects(client, server, folder / "log")
         for path in sorted(p for p in data.rglob("*") if p.is_file()):
             client.upload_file(str(path), BUCKET, f"data/{path.relative_to(data).as_posix()}")
         where = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1"}
@@ -165,11 +165,16 @@ def store(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Stor
                 socket.unlink()
 
 
-def _wait_until_it_answers(client: Any, server: subprocess.Popen, log: Path) -> None:
+def _wait_until_it_takes_objects(client: Any, server: subprocess.Popen, log: Path) -> None:
+    known = client.exceptions
     for _ in range(120):
         assert server.poll() is None, log.read_text()
         try:
-            client.list_buckets()
+            with suppress(known.BucketAlreadyExists, known.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=BUCKET)
+            # What answers may not yet be able to write.
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")
+            client.delete_object(Bucket=BUCKET, Key="ready")
         except (BotoCoreError, ClientError):
             time.sleep(0.5)
         else:

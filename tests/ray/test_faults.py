@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +57,9 @@ def test_a_second_job_on_the_same_output_is_refused_while_the_first_runs(
     pictures, out = draw_pictures(tmp_path / "pictures", 40, seed=7), tmp_path / "out"
     job = command(pictures, model, out)
     first = cluster.start(*job)
-    while not (out / "status.json").exists():
+    while not (out / "_owner.json").exists():
         assert first.poll() is None
+        time.sleep(0.02)
     second = cluster.run(*job, check=2)
     assert f"another job (process {first.pid} on " in second.stderr
     assert first.wait() == 0
@@ -128,7 +130,7 @@ def soak(out: Path, *flags: str) -> dict:
     """Run chaos.py with three faults; return its summary."""
     common = ["--images", "24", "--nodes", "2", "--faults.rounds", "1", "--faults.per-round", "3"]
     job = [sys.executable, str(ROOT / "jobs" / "chaos.py"), "--out", str(out), *common, *flags]
-    done = subprocess.run(job, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(job, capture_output=True, text=True, timeout=900)
     logs = "".join(path.read_text() for path in out.glob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     record = json.loads((out / "chaos.json").read_text())

@@ -16,10 +16,10 @@ from ray_cluster import ROOT, Cluster, draw_pictures
 pytestmark = pytest.mark.ray
 
 
-def run(driver: str, pictures: Path, cluster: Cluster, folder: Path) -> list[list[str]]:
+def run(driver: str, pictures: Path, cluster: Cluster, folder: Path, *more: str) -> list[list[str]]:
     """Return the rows that a driver prints."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / driver), pictures, folder / "manifest"],
+        [sys.executable, str(ROOT / "tests" / driver), pictures, folder / "manifest", *more],
         env=cluster.env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -63,17 +63,17 @@ HANGS = {"picture-020.png": (fatal_work.HANG, "timed_out", "computing took more 
 
 
 @pytest.mark.parametrize(
-    "fatal",
-    [FATAL, pytest.param(HANGS, marks=pytest.mark.slow)],
+    ("fatal", "seconds"),
+    [(FATAL, "60"), pytest.param(HANGS, "0.5", marks=pytest.mark.slow)],
     ids=["deaths_and_errors", "hangs"],
 )
 def test_only_the_pictures_at_which_model_or_crf_die_fail_or_hang_are_set_aside(
-    fatal: dict[str, tuple[int, str, str]], cluster: Cluster, tmp_path: Path
+    fatal: dict[str, tuple[int, str, str]], seconds: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     pictures = draw_pictures(tmp_path / "pictures", 40)
     for name, (red, *_) in fatal.items():
         Image.new("RGB", (48, 48), (red, 0, 0)).save(pictures / name)
-    rows = run("fatal_work.py", pictures, cluster, tmp_path)
+    rows = run("fatal_work.py", pictures, cluster, tmp_path, seconds)
     assert [row[0] for row in rows] == [f"picture-{number:03d}.png" for number in range(40)]
     failed = {row[0]: tuple(row[1:]) for row in rows if row[1] != "ok"}
     assert failed == {name: (status, detail) for name, (_, status, detail) in fatal.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def test_one_and_two_actors_give_the_same_bytes_as_a_killed_and_resumed_run(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
     pictures = draw_pictures(tmp_path / "pictures", 60, seed=3)
-    common = ["--input", str(pictures), "--model", str(model), *SEGMENT]
+    small = ["--predict.resolution", "96", "--predict.unit-images", "2"]
+    common = ["--input", str(pictures), "--model", str(model), *small]
     cluster.run("segment_bucket.py", *common, "--out", str(tmp_path / "one"), "--actors", "1")
     cluster.run("segment_bucket.py", *common, "--out", str(tmp_path / "two"), "--actors", "2")
     expected = files(tmp_path / "one" / "masks")
@@ -100,7 +102,7 @@ def test_one_and_two_actors_give_the_same_bytes_as_a_killed_and_resumed_run(
     process = cluster.start("segment_bucket.py", *common, "--out", str(killed))
     kill_when(process, lambda: list(killed.glob("_units/*.parquet")))
     assert not (killed / "_SUCCESS").exists()
-    assert 0 < len(list(killed.glob("_units/*.parquet"))) < 8
+    assert 0 < len(list(killed.glob("_units/*.parquet"))) < 30
     cluster.run("segment_bucket.py", *common, "--out", str(killed))
     assert files(killed / "masks") == expected
     assert not list(killed.glob("_units/*"))
@@ -209,6 +211,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     process = cluster.start(*job)
     while not (killed / "_owner.json").exists():
         assert process.poll() is None
+        time.sleep(0.02)
     second = cluster.run(*job, check=2)
     assert f"another job (process {process.pid} on " in second.stderr
     kill_when(process, lambda: list(killed.glob("checkpoints/*/*/step-*/state.json")))

@@ -52,8 +52,10 @@ def start(log, *, kills=KILL):
 
 @pytest.fixture
 def search(tmp_path):
-    def searched(table, **options):
-        found = Search(lambda: start(tmp_path / "log", **options), seconds=0.2, memory=lambda: None)
+    # Where nothing hangs a try has all the time that a busy machine may take for it.
+    def searched(table, *, seconds=60, **options):
+        log = tmp_path / "log"
+        found = Search(lambda: start(log, **options), seconds=seconds, memory=lambda: None)
         try:
             return found.set_aside(table)
         finally:
@@ -64,13 +66,12 @@ def search(tmp_path):
 
 
 def test_each_culprit_has_its_reason_and_no_other_picture_is_touched(search):
-    table = unit(9, KILL, 9, None, 9, RAISE, 9, 9, HANG, 9)
+    table = unit(9, KILL, 9, None, 9, RAISE, 9, 9)
     found = search(table)
     expected = table.to_pylist()
     problems = {
         1: ("crashed", "the process that computed with it ended: SIGSEGV"),
         5: ("crashed", "RuntimeError: two lines"),
-        8: ("timed_out", "computing took more than 0.2 s"),
     }
     for row, (status, detail) in problems.items():
         expected[row] |= {"status": status, "detail": detail}
@@ -78,6 +79,12 @@ def test_each_culprit_has_its_reason_and_no_other_picture_is_touched(search):
         expected[row]["pixels"] = None
     assert found.to_pylist() == expected
     assert found.schema == table.schema
+
+
+def test_a_picture_that_hangs_is_late(search):
+    first, second = search(unit(9, HANG), seconds=1).to_pylist()
+    assert first["status"] == "ok"
+    assert (second["status"], second["detail"]) == ("timed_out", "computing took more than 1 s")
 
 
 def test_a_unit_without_culprits_is_computed_once_after_a_black_picture(search):
@@ -118,7 +125,7 @@ def test_a_label_or_score_is_a_culprit_as_well(place):
         other = ({"label", "products"} - {column}).pop()
         table = unit(9, 9, 9).append_column(column, pa.array(cells, pa.large_binary()))
         table = table.append_column(other, pa.nulls(3, pa.large_binary()))
-        found = Search(start_scoring, seconds=9, memory=lambda: None)
+        found = Search(start_scoring, seconds=60, memory=lambda: None)
         statuses = found.set_aside(table)["status"].to_pylist()
         found.close()
         assert [row for row, status in enumerate(statuses) if status != "ok"] == [place]
@@ -141,7 +148,7 @@ def test_pictures_that_fail_only_together_are_left_to_the_stage(tmp_path):
 
         return compute
 
-    found = Search(start_together, seconds=1, memory=lambda: None)
+    found = Search(start_together, seconds=60, memory=lambda: None)
     table = unit(9, 9, 9, 9)
     assert found.set_aside(table) is table
     found.close()
@@ -156,7 +163,7 @@ def test_memory_beyond_what_is_allowed_is_a_reason():
 
         return compute
 
-    found = Search(start_hoarding, seconds=9, memory=lambda: 2**30)
+    found = Search(start_hoarding, seconds=60, memory=lambda: 2**30)
     failed = found.set_aside(unit(9, 9, 9)).to_pylist()[1]
     found.close()
     assert failed["status"] == "crashed"

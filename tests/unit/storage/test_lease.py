@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 
 import pytest
 
@@ -26,16 +25,7 @@ def wait_for(condition):
 
 
 def beat_of(uri):
-    """The beat in a record, read until it is whole: memory:// empties a file before it fills it."""
-    beats = []
-
-    def is_read():
-        with suppress(ValueError):
-            beats.append(json.loads(fs.read_bytes(uri))["beat"])
-        return bool(beats)
-
-    wait_for(is_read)
-    return beats[0]
+    return json.loads(fs.read_bytes(uri))["beat"]
 
 
 def test_a_second_job_on_a_local_output_is_refused_and_told_who_holds_it(tmp_path):
@@ -66,9 +56,23 @@ def test_a_killed_job_holds_nothing(tmp_path):
 
 
 @pytest.fixture
-def store():
-    uri = "memory://lease-tests/out"
-    yield uri
+def store(monkeypatch):
+    """An output in memory, whose reads and writes are whole as those of an object store are.
+
+    Readers of a file in memory:// share its position, and a writer empties it before it fills it.
+    """
+    whole = threading.RLock()
+
+    def one_at_a_time(call):
+        def locked(*args):
+            with whole:
+                return call(*args)
+
+        return locked
+
+    for name in ("read_bytes", "read_if_exists", "write_bytes", "delete", "exists"):
+        monkeypatch.setattr(fs, name, one_at_a_time(getattr(fs, name)))
+    yield "memory://lease-tests/out"
     fs.delete("memory://lease-tests")
 
 
