@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="report.py",
         plan=plan,
         run=run,
-        directory=lambda job: f"{job.masks}/report",
+        directory=lambda job: fs.join(job.masks, "report"),
     )
 
 

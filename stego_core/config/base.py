@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Positive = Annotated[int, Gt(0)]
 NonNegative = Annotated[int, Ge(0)]
+LabelValue = Annotated[int, Ge(0), Le(254)]  # of label files of 8 bits; 255 is ignored
 PositiveFloat = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 NonNegativeFloat = Annotated[float, Ge(0)]

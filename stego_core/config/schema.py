@@ -12,7 +12,15 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from stego_core.config.backbone import BackboneConfig as BackboneConfig
-from stego_core.config.base import Fraction, NonNegative, Positive, PositiveFloat, Space, Strict
+from stego_core.config.base import (
+    Fraction,
+    LabelValue,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Space,
+    Strict,
+)
 from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.doctor import DoctorJob
@@ -52,9 +60,9 @@ class DataConfig(Strict):
     images. The word `demo` stands for the photographs of scikit-image and scikit-learn."""
     split: str = "train"
     """The sub-folder of `imgs/` to read; not used for a folder without `imgs/`."""
-    ignore_classes: tuple[NonNegative, ...] = ()
-    """Label values that are not scored (treated as 255)."""
-    score_classes: tuple[NonNegative, ...] = ()
+    ignore_classes: tuple[LabelValue, ...] = ()
+    """Label values that are not scored (treated as 255 by `evaluate` and `tune`)."""
+    score_classes: tuple[LabelValue, ...] = ()
     """The only label values to score; empty scores all that are not ignored."""
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Use only this share of the images, chosen by a hash of each image's path: the same ones

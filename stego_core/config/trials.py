@@ -69,7 +69,8 @@ def make_trials(job: TuneJob) -> tuple[list[Axis], list[Trial]]:
     base = {part.name: getattr(job, part.name) for part in fields(TrainJob)}
     start = to_dict(base)
     settings: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for sampler in job.tune.sampler:
+    # In one order, however they are named: the job's own setting comes first.
+    for sampler in (name for name in _SAMPLERS if name in job.tune.sampler):
         for values in _SAMPLERS[sampler](job, axes, start):
             _, samplers = settings.setdefault(fingerprint(values), (values, []))
             if sampler not in samplers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,7 @@ from stego_core.model.stored import StoredBackbone
 
 # Label values are counted as they are and selected afterwards, so one pass serves every selection.
 MAX_CLASSES = 255
+_READERS = 8  # labels at a time: reads wait for the network
 
 
 def fetch_labelled(
@@ -47,7 +49,9 @@ def fetch_labelled(
 ) -> pa.Table:
     """Return `fetch_unit`'s table and the label file of each image, null where there is none."""
     table = fetch_unit(unit, manifest=manifest, prepare=prepare, limits=limits, deaths=deaths)
-    labels = [read_or_reason(dataset.label_uri(path)) for path in table["path"].to_pylist()]
+    uris = [dataset.label_uri(path) for path in table["path"].to_pylist()]
+    with ThreadPoolExecutor(_READERS) as pool:  # many images may have none, and nobody listed them
+        labels = list(pool.map(lambda uri: read_or_reason(uri, is_listed=False), uris))
     column = [None if isinstance(label, ImageFailure) else label for label in labels]
     return table.append_column("label", pa.array(column, pa.large_binary()))
 

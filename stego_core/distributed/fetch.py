@@ -119,22 +119,26 @@ class _Decode:
         }
 
 
-def read_or_reason(uri: str) -> bytes | ImageFailure:
-    """Return a file's bytes, or why they can't be read after passing faults were tried again."""
+def read_or_reason(uri: str, *, is_listed: bool = True) -> bytes | ImageFailure:
+    """Return a file's bytes, or why they can't be read after passing faults were tried again.
+
+    Args:
+        uri: the file.
+        is_listed: it was seen, so that a store which does not have it may show it in a moment.
+    """
     try:
         try:
             return fs.read_bytes(uri)
         except FileNotFoundError:
-            if fs.is_local(uri):
+            if fs.is_local(uri) or not is_listed:
                 raise
-            # It was listed: a store that is eventually consistent may show it in a moment.
             time.sleep(random.uniform(_SECOND_LOOK_S / 2, _SECOND_LOOK_S))
             return fs.read_bytes(uri)
     except FileNotFoundError:
         return ImageFailure(ImageProblem.VANISHED, "listed, but gone when it was read")
     except PermissionError:
         return ImageFailure(ImageProblem.READ_DENIED, "no permission to read it")
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:  # the latter where Arrow can't name the object
         return ImageFailure(ImageProblem.READ_FAILED, (str(error).splitlines() or [""])[0][:200])
 
 

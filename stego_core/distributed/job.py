@@ -105,7 +105,9 @@ def _absolute(value: str) -> str:
 
 
 def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, debug: bool) -> int:
-    if isinstance(error, OSError) and error.errno in _NOT_ALLOWED:
+    # A store's refusal has no number.
+    denied = isinstance(error, PermissionError)
+    if denied or (isinstance(error, OSError) and error.errno in _NOT_ALLOWED):
         error = ConfigError(f"{error}: allow access, free space there, or give another path")
     known = isinstance(error, StegoError)
     code = error.exit_code if isinstance(error, StegoError) else EXIT_BUG

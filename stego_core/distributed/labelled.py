@@ -15,7 +15,7 @@ from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.schema import BackboneConfig, ImageLimits, TrainJob, TuneJob
 from stego_core.datasets.directory import Dataset
 from stego_core.distributed.cluster import plan_actors
-from stego_core.distributed.evaluate_stages import fetch_labelled, pass_on
+from stego_core.distributed.evaluate_stages import MAX_CLASSES, fetch_labelled, pass_on
 from stego_core.distributed.fetch import WholeImage, pixel_groups
 from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
 from stego_core.images.apart import ApartDecoder
@@ -47,8 +47,8 @@ class LabelledStore:
         return self.uri.rstrip("/").rsplit("/", 1)[1]
 
     def confusion(self, model: Segmenter) -> np.ndarray:
-        """Return counts (255, N) int64 of all pixels, oriented [true, pred]."""
-        total = np.zeros((), np.int64)
+        """Return counts (255, N) int64 of all pixels, oriented [true, pred]; 0 without labels."""
+        total = np.zeros((MAX_CLASSES, model.num_clusters), np.int64)
         for unit in range(self.num_units):
             tensors = safetensors.torch.load(fs.read_bytes(_unit_uri(self.uri, unit)))
             for name in sorted(tensors):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
@@ -43,6 +44,8 @@ from stego_core.training.views import view_side
 logger = logging.getLogger(__name__)
 
 # The switches that change features or embeddings; the others change what is made of them.
+_KEY = re.compile(r"[0-9a-f]{16}")  # of a store's folder
+MINE_REUSE = "mine: reuse"  # the line of a plan
 _FEATURE_SWITCHES = ("nearest_images", "jpeg_crops", "mining_dropout")
 _STORE_VERSION = 2  # of what a unit's files hold: 2 has class tokens
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
@@ -93,9 +96,7 @@ def plan_mine(job: MineJob) -> list[str]:
         *plan_check(job.data, dataset, files, job.limits),
         f"views: {num_views} ({job.views.crops}), features: {fate(job, size)}",
         plan_search(job.neighbors, num_views, feature_width(job, record)).line(job.neighbors),
-        "mine: reuse"
-        if reuse
-        else f"mine: to do, {units} units{mining_time(job, record, num_views)}",
+        MINE_REUSE if reuse else f"mine: to do, {units} units{mining_time(job, record, num_views)}",
         *training_time(job, record, num_views, is_stored=size <= job.store.max_bytes),
     ]
 
@@ -197,7 +198,7 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
 def _drop_stale(run: RunDirectory, key: str) -> None:
     """Delete the features of other settings: they are large and can be computed again."""
     for name in fs.list_names(run.path("features")):
-        if name != key:
+        if name != key and _KEY.fullmatch(name):  # anything else is not of this project
             logger.info("the settings or images have changed: dropping features/%s", name)
             fs.delete(run.path("features", name))
 
@@ -209,13 +210,14 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
         done = unit_names(mined.store_uri)
         return [unit for unit in range(manifest.num_units) if unit not in done]
 
-    left = len(pending())
+    left = pending()
     if not left:
         run.event("mine/reused", key=mined.key)
         logger.info("features: reused, key %s", mined.key)
         return
     actors = plan_actors(job.workers, at_least=job.min_workers)
-    done = max(0, manifest.num_images - left * _unit_images(job))
+    sizes = manifest.sizes()
+    done = manifest.num_images - sum(sizes[unit] for unit in left)
     at_once = units_at_once(actors)
     progress = Progress(run, stage="mine", total=manifest.num_images, at_once=at_once, done=done)
     run.status("running", stage="mine")

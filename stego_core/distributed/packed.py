@@ -86,6 +86,8 @@ def raise_if_failed(table: pa.Table) -> None:
         raise kind(record["text"])
     if record["os"] and record["os"][0] in LASTING_ERRNO:
         raise OSError(*record["os"])  # a full disk: nothing that another attempt would change
+    if record["class"] == PermissionError.__name__:  # of a store, without a number
+        raise PermissionError(record["text"])
     raise UnitError(f"{record['class']}: {' '.join(record['text'].split())}")
 
 

@@ -23,7 +23,7 @@ from stego_core.distributed.segment_finish import finish_unit, masks_rows
 from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.distributed.units import Stage, run_units, units_at_once
-from stego_core.errors import ImageProblem, StegoError, TooManyFailures
+from stego_core.errors import CheckpointError, ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
@@ -43,6 +43,8 @@ from stego_core.storage.manifest import (
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+_RESULTS = (SUCCESS, NEXT, PRECISION, "masks", "_units", "manifest.parquet")  # in this order gone
 
 
 def plan_segment(job: SegmentJob) -> list[str]:
@@ -83,6 +85,8 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     files = list_images(source, limit=job.limit, most=MAX_IMAGES)
     record = _record(job, folder, source=source)
     with hold(job.out) as lease:
+        if not job.overwrite:
+            _refuse_others(run)
         is_same = run.claim(record, overwrite=job.overwrite, clear=lambda: _clear(run))
         manifest_uri = run.path("manifest.parquet")
         is_complete = is_same and run.read_json(SUCCESS)
@@ -105,9 +109,20 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
         _close(job, run)
 
 
+def _refuse_others(run: RunDirectory) -> None:
+    """Raise CheckpointError if there is what no output has made: `masks/` may be drawn by hand."""
+    if run.read_json("fingerprint.json") is not None:
+        return
+    if found := sorted({*fs.list_names(run.uri)} & {*_RESULTS}):
+        raise CheckpointError(
+            f"{run.uri} has {', '.join(found)}, but no fingerprint.json, so no output made it: "
+            "give another --out, or --overwrite to delete it"
+        )
+
+
 def _clear(run: RunDirectory) -> None:
     """Delete all results; what is left after any of these is an unfinished output."""
-    for name in (SUCCESS, NEXT, PRECISION, "masks", "_units", "manifest.parquet"):
+    for name in _RESULTS:
         fs.delete(run.path(name))
 
 

@@ -15,8 +15,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob
+from stego_core.datasets.directory import Dataset
 from stego_core.distributed.cluster import connect, plan_actors
-from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
+from stego_core.distributed.mine import MINE_REUSE, Mined, find_images, mine, plan_mine
 from stego_core.distributed.selection import Candidates, Fitted, refined
 from stego_core.distributed.stream import StreamedFeatures
 from stego_core.distributed.stream_plan import plan_stream
@@ -27,13 +28,14 @@ from stego_core.distributed.training_data import (
     trained_card,
     training_data,
 )
-from stego_core.errors import ClusterError, StegoError
+from stego_core.errors import ClusterError, InputError, StegoError
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.choose_count import CANDIDATES
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views, read_views
 from stego_core.storage.lease import Lease, hold
+from stego_core.storage.manifest import digest_files
 from stego_core.storage.retry import retried
 from stego_core.storage.run import RunDirectory
 from stego_core.training.choose import with_cluster_count
@@ -54,7 +56,7 @@ def plan_train(job: TrainJob) -> list[str]:
     """Return what a run would do, one line each, without touching anything."""
     lines = plan_mine(job)
     record = RunDirectory(job.out, job="plan").read_json("train.json") or {}
-    same = record.get("settings") == _settings(job)
+    same = record.get("settings") == _settings(job) and MINE_REUSE in lines
     state = "reuse" if same and fs.exists(fs.join(job.out, "model", "model.json")) else "to do"
     fewest = f"{job.min_workers} to " if job.min_workers else ""
     return [
@@ -86,7 +88,7 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
     with hold(job.out) as lease, connect(debug=job.debug):
         mined = mine(job, run, source, lease)
         settings = _settings(job)
-        key = fingerprint(settings, mined.key)
+        key = fingerprint(settings, mined.key, _labels_digest(source[0]))
         record = run.read_json("train.json") or {}
         if record.get("key") == key and fs.exists(run.path("model", "model.json")):
             logger.info("%s is trained: nothing to do", job.out)
@@ -95,11 +97,24 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
         folder = _fit(job, run, mined, lease, key=key)
         lease.check()
         tensors, card = load_tensors(folder, "model")
+        # Else a job that dies in between leaves this model under the record of the one before.
+        fs.delete(run.path("train.json"))
         save_segmenter(run.path("model"), tensors, card)
         clusters = len(card["cluster_names"])
         run.write_json("train.json", {"key": key, "settings": settings, "clusters": clusters})
     run.count(steps=job.train.steps)
     logger.info("model: %s", run.path("model"))
+
+
+def _labels_digest(dataset: Dataset) -> str | None:
+    """Return what tells the labels that the linear probe learns from; None without any."""
+    if dataset.labels_uri is None:
+        return None
+    try:
+        files = sorted(fs.list_files(dataset.labels_uri), key=lambda file: file.path)
+    except InputError:  # labels may be missing in any way
+        return None
+    return digest_files(files)
 
 
 def _settings(job: TrainJob) -> dict[str, Any]:

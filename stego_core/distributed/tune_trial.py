@@ -186,8 +186,9 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
     if trial.key in study.labelled:
         head = head_on_features(tensors, card, feature_channels(data))
         counts = study.labelled[trial.key].confusion(head)
-        scores = score_clusters(counts, classes=scored_classes(study.data, counts))
-        record["scores"] = {"miou": round(scores.miou, 4), "accuracy": round(scores.accuracy, 4)}
+        if counts.any():  # else no image has a label that can be read
+            found = score_clusters(counts, classes=scored_classes(study.data, counts))
+            record["scores"] = {"miou": round(found.miou, 4), "accuracy": round(found.accuracy, 4)}
 
 
 def _folder(mined: Mined) -> str:

@@ -152,7 +152,9 @@ class Backbone(nn.Module):
                     inputs.append(args[0])
 
             hook = attention.register_forward_pre_hook(keep)
-        has_token = self.record.is_transformer and self.record.prefix_tokens > 0
+        has_prefix = self.record.is_transformer and self.record.prefix_tokens > 0
+        registers = int(getattr(self._network, "num_reg_tokens", 0))
+        has_token = has_prefix and self.record.prefix_tokens > registers
         try:
             found: list[Any] = self._network.forward_intermediates(  # type: ignore[operator]
                 images_BCHW,
@@ -162,7 +164,7 @@ class Backbone(nn.Module):
                 output_fmt="NCHW",
                 intermediates_only=True,
                 # Networks without prefix tokens don't know the argument.
-                **({"return_prefix_tokens": True} if has_token else {}),
+                **({"return_prefix_tokens": True} if has_prefix else {}),
             )
         except AssertionError as error:  # networks of one fixed image size say so by assertion
             raise ShapeError(
@@ -172,7 +174,7 @@ class Backbone(nn.Module):
         finally:
             if hook is not None:
                 hook.remove()
-        maps = [entry[0] for entry in found] if has_token else found
+        maps = [entry[0] for entry in found] if has_prefix else found
         # Of all prefix tokens (registers follow) the first is the class token.
         tokens = [entry[1][:, 0] for entry in found] if has_token else []
         if attention is None:

@@ -65,10 +65,13 @@ def unit_names(folder_uri: str) -> set[int]:
 
 def write_unit(folder_uri: str, unit: int, table: pa.Table, features: np.ndarray | None) -> None:
     """Write one unit: features (V, h, w, C), if they are stored, then the table of its views."""
-    if features is not None:
+    array_uri = fs.join(folder_uri, f"unit-{unit:08d}.npy")
+    if features is None:
+        fs.delete(array_uri)  # of a job that died before its table, and found images usable
+    else:
         buffer = io.BytesIO()
         np.save(buffer, features.astype(np.float16), allow_pickle=False)
-        fs.write_bytes(fs.join(folder_uri, f"unit-{unit:08d}.npy"), buffer.getvalue())
+        fs.write_bytes(array_uri, buffer.getvalue())
     uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
     # Numbers that never repeat: a dictionary of them would be half as large again as they are.
     fs.write_bytes(uri, table_bytes(table.cast(SCHEMA), use_dictionary=["status", "detail"]))
@@ -94,8 +97,12 @@ def read_views(folder_uri: str, num_units: int) -> Views:
 
 
 def _matrix(table: pa.Table, name: str) -> np.ndarray:
-    flat: np.ndarray = table[name].combine_chunks().flatten().to_numpy()
-    return flat.reshape(table.num_rows, -1) if table.num_rows else np.empty((0, 0))
+    if not table.num_rows:
+        return np.empty((0, 0))
+    # Not joined by Arrow: its lists can't have more than 2^31 numbers together.
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in table[name].chunks]).reshape(
+        table.num_rows, -1
+    )
 
 
 class StoredFeatures:

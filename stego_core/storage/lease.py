@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from uuid import uuid4
 
-from stego_core.errors import CheckpointError, ClusterError
+from stego_core.errors import CheckpointError, ClusterError, InputError
 from stego_core.storage import fs
 from stego_core.storage.uris import s3_client, split
 
@@ -56,6 +56,8 @@ def hold(uri: str, *, beat_s: float = BEAT_S) -> Iterator[Lease]:
 
     Raises:
         CheckpointError: if another job holds it.
+        InputError: if its bucket is not there.
+        PermissionError: if the store lets nobody write there.
     """
     if fs.is_local(uri):
         with _local(uri):
@@ -183,6 +185,12 @@ class _Remote(Lease):
             client.put_object(Bucket=bucket, Key=key, Body=self._body(), **condition)
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if error.response["Error"].get("Code") == "NoSuchBucket":
+                raise InputError(
+                    f"s3://{bucket}: no such bucket; make it, or check --out"
+                ) from error
+            if status == 403:
+                raise PermissionError(f"{self.uri}: {error}") from error
             if status in (404, 409, 412):
                 # Nobody's, or taken in this moment; the client may have repeated our own put.
                 return self._is_ours(fs.read_if_exists(self.uri))

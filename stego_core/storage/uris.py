@@ -68,8 +68,7 @@ def _s3(bucket: str) -> pafs.FileSystem:
     if endpoint:
         parts = urlsplit(endpoint)
         options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
+    if region := _region():
         options["region"] = region
     elif not endpoint:
         with told(f"s3://{bucket}", "has no region that can be found (AWS_REGION sets it)"):
@@ -98,7 +97,12 @@ def s3_client(**options: Any) -> Any:
         options["signature_version"] = UNSIGNED
     if (style := _addressing()) != "auto":  # else a profile's own, or the path at an endpoint
         options["s3"] = {"addressing_style": style}
-    return boto3.client("s3", config=Config(**options))
+    return boto3.client("s3", region_name=_region(), config=Config(**options))
+
+
+def _region() -> str | None:
+    # boto3 itself knows the second name only; without either it asks the profile.
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
 @lru_cache(maxsize=1)

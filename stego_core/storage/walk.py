@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
 
 import pyarrow.fs as pafs
 
@@ -26,6 +28,8 @@ from stego_core.storage.uris import (
 
 _LIST_ATTEMPTS = 12  # of a page of a listing
 _GOOGLE_FIELDS = "items(name,size,generation),nextPageToken"
+# Of a file that is gone since it was listed, or a link to nothing or to itself.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def list_names(uri: str) -> list[str]:
 def list_files(uri: str) -> Iterator[ListedFile]:
     """Yield every file below a folder or prefix, in an order that never changes.
 
-    Hidden files and folders (leading dot) are passed over.
+    Hidden files and folders (leading dot) are passed over, and links to folders.
 
     Raises:
         InputError: if folder or bucket is not there or can't be read, or a name is not UTF-8.
@@ -81,21 +85,32 @@ def list_files(uri: str) -> Iterator[ListedFile]:
 def _list_local(root: Path) -> Iterator[ListedFile]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give an existing folder or URI")
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if name.startswith(".") or not path.is_file():
+            if name.startswith("."):
+                continue
+            try:
+                stat = path.stat()
+            except OSError as error:
+                if error.errno in _NOTHING_THERE:
+                    continue
+                raise
+            if not S_ISREG(stat.st_mode):
                 continue
             if not _is_utf8(name) or not _is_utf8(folder):
                 raise InputError(f"{str(path)!a}: the name is not UTF-8; rename the file or folder")
-            stat = path.stat()
             yield ListedFile(
                 uri=str(path),
                 path=path.relative_to(root).as_posix(),
                 num_bytes=stat.st_size,
                 etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}",
             )
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} can't be listed ({error.strerror}): allow it, or move it")
 
 
 def _is_utf8(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 
@@ -84,7 +85,8 @@ def _choose(job: TrainJob, data: TrainData, device: str) -> tuple[str, CountChoi
             )
     source = data.features
     if data.whitening is not None:
-        source = Whitened(source, data.whitening)
+        # A copy: the model above took the data's own to the device, and features are on the CPU.
+        source = Whitened(source, copy.deepcopy(data.whitening).cpu())
     source = _Smoothed(source, job.head.smooth)
     points = sample_tokens(source, len(data.neighbors), wanted, seed=job.seed)
     return "silhouette", choose_count(points, seed=job.seed)

@@ -73,7 +73,11 @@ class Optimizers:
                     if key.startswith(prefix)
                 }
                 if moments:
-                    optimizer.state[parameter] = moments
+                    # Beside their parameter, but for the count, which Adam keeps on the CPU.
+                    optimizer.state[parameter] = {
+                        moment: value if moment == "step" else value.to(parameter.device)
+                        for moment, value in moments.items()
+                    }
 
 
 def save_state(

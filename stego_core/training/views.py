@@ -230,6 +230,8 @@ class LabelSource:
         labels = None if data is None else self._decoder.label(data)
         if isinstance(labels, ImageFailure):
             labels = None
+        if labels is not None:  # of 16 bits: what is no class of 8 bits is ignored, as when scored
+            labels = np.minimum(labels, IGNORE_INDEX).astype(np.uint8)
         self._cache[image_id] = labels
         self._cached_bytes += 0 if labels is None else labels.nbytes
         while self._cached_bytes > _LABEL_CACHE_BYTES:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stego_core.config.schema import ImageLimits, ReportJob
+from stego_core.config.schema import ReportJob
 from stego_core.errors import ImageProblem, InputError, SchemaError
 from stego_core.images.apart import ApartDecoder
 from stego_core.images.decode import ImageFailure
@@ -108,7 +108,7 @@ def _images(
     total = sum(fs.read_footer(part).num_rows for part in parts)
     every = max(1, -(-total // job.images))
     seen = found = 0
-    decoder = ApartDecoder(ImageLimits())
+    decoder = ApartDecoder(job.limits)
     for part in parts:
         for table in fs.row_groups(part):
             told = table.select(["image_uri", "status"]).to_pylist()

@@ -199,3 +199,11 @@ def test_trials_do_not_choose_their_numbers_of_clusters_unless_that_is_the_quest
         make_trials(validate(TuneJob, {"space": {"loss.samples": [5]}}))
     _, trials = make_trials(validate(TuneJob, {"space": {"clusters": {"count": [0, 3]}}}))
     assert {trial.job.clusters.count for trial in trials} == {0, 3}
+
+
+def test_the_job_comes_first_however_samplers_are_named():
+    space = {"head.dim": [32, 64], "loss.samples": [5, 11]}
+    _, trials = make_trials(study(space, sampler=["grid", "one-at-a-time"], seeds=1))
+    assert (trials[0].job.head.dim, trials[0].job.loss.samples) == (64, 11)
+    assert trials[0].samplers == ("one-at-a-time", "grid")
+    assert len(trials) == 4

@@ -8,7 +8,7 @@ import pytest
 from stego_core.distributed import guard
 from stego_core.distributed.culprits import NotThePictures
 from stego_core.distributed.guard import Guard
-from stego_core.distributed.packed import UnitError, pack, raise_if_failed, unpack
+from stego_core.distributed.packed import UnitError, pack, pack_result, raise_if_failed, unpack
 from stego_core.errors import ClusterError, ConfigError
 
 TABLE = pa.table({"status": ["ok", "ok"], "detail": pa.nulls(2, pa.string())})
@@ -121,3 +121,11 @@ def test_a_child_gets_a_share_of_the_memory_that_is_left(left, deaths, share, mo
     run(Ledger(deaths), lambda unit, table: table)
     run(Ledger(deaths), lambda unit, table: table, is_bounded=False)
     assert searched.memory == [share, None]
+
+
+def test_what_a_store_refused_on_a_worker_is_refused_on_the_driver():
+    def refused():
+        raise PermissionError("ACCESS_DENIED")  # without a number, as a store says it
+
+    with pytest.raises(PermissionError, match="ACCESS_DENIED"):
+        raise_if_failed(unpack(pack_result(3, refused))[1])

@@ -48,3 +48,7 @@ def test_a_job_that_never_began_leaves_what_an_earlier_one_said(
     (tmp_path / "status.json").write_text('{"state": "done"}')
     assert end(tmp_path, error, begun=False) == 2
     assert json.loads((tmp_path / "status.json").read_text()) == {"state": "done"}
+
+
+def test_what_a_store_refuses_is_a_setting_and_no_bug(tmp_path: Path) -> None:
+    assert end(tmp_path, PermissionError("ACCESS_DENIED in bucket"), begun=True) == 2

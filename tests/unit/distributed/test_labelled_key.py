@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.numpy
 from factories import picture, png_bytes, write_tree
 
 from stego_core.config.schema import TrainJob, TuneJob
@@ -36,3 +38,10 @@ def test_other_weights_or_labels_have_a_store_of_their_own(
     assert key(root, monkeypatch, weights="def") != first
     (root / "labels" / "val" / "1.png").write_bytes(png_bytes(picture(seed=5)))
     assert key(root, monkeypatch) != first
+
+
+def test_a_store_of_images_without_labels_counts_nothing(tmp_path: Path) -> None:
+    store = labelled.LabelledStore(str(tmp_path), 1)
+    (tmp_path / "unit-00000000.safetensors").write_bytes(safetensors.numpy.save({}))
+    counts = store.confusion(SimpleNamespace(num_clusters=7))
+    assert (counts.shape, counts.any()) == ((255, 7), False)

@@ -77,3 +77,30 @@ def test_mining_that_lost_its_lease_does_not_go_on(root, tmp_path, monkeypatch):
     lease.is_lost = True
     with pytest.raises(ClusterError, match="another job took this output over"):
         mine._embed(MineJob(), run, mined, lease)
+
+
+def test_what_a_killed_mining_left_is_counted_as_it_is(root, tmp_path, monkeypatch):
+    counted = []
+    plan = ActorPlan(1, num_cpus=1, num_gpus=0, threads=1)
+    monkeypatch.setattr(mine, "plan_actors", lambda *_, **__: plan)
+    monkeypatch.setattr(mine, "run_units", lambda *_, **__: iter(()))
+    progress = mine.Progress
+
+    def noted(*args, done, **options):
+        counted.append(done)
+        return progress(*args, done=done, **options)
+
+    monkeypatch.setattr(mine, "Progress", noted)
+    manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=2)
+    assert manifest.sizes() == [2, 1]  # the last unit is shorter
+    store = write_tree(tmp_path, {"store/unit-00000000.parquet": b"done"}) / "store"
+    mined = Mined(None, manifest, str(store), True, "key", None, MineJob().backbone)
+    mine._embed(MineJob(), RunDirectory(str(tmp_path / "run"), job="mine"), mined, Lease())
+    assert counted == [2]
+
+
+def test_only_features_of_other_settings_are_dropped(tmp_path):
+    names = ["0123456789abcdef", "fedcba9876543210", "by-hand"]
+    root = write_tree(tmp_path, {f"features/{name}/x.npy": b"x" for name in names})
+    mine._drop_stale(RunDirectory(str(root), job="mine"), names[0])
+    assert sorted(path.name for path in (root / "features").iterdir()) == [names[0], names[2]]

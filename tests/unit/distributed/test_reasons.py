@@ -93,3 +93,26 @@ def test_an_object_that_is_not_there_yet_is_asked_for_once_more(monkeypatch):
     answer = read_or_reason("a.jpg")  # a folder has it, or has not
     assert isinstance(answer, ImageFailure)
     assert (answer.problem, len(asked)) == (ImageProblem.VANISHED, 1)
+
+
+def test_a_name_that_arrow_can_not_take_is_one_picture_s_reason(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    found = read_or_reason("s3://bucket/photos//a.jpg")  # which S3 itself allows
+    assert found.problem == ImageProblem.READ_FAILED
+    assert "Empty path component" in found.detail
+
+
+def test_a_file_that_nobody_listed_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: asked.append("waited"))
+    asked = []
+
+    def gone(uri):
+        asked.append(uri)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(fs, "read_bytes", gone)
+    for is_listed in (False, True):
+        found = read_or_reason("s3://bucket/label.png", is_listed=is_listed)
+        assert found.problem == ImageProblem.VANISHED
+    assert asked == ["s3://bucket/label.png"] * 2 + ["waited", "s3://bucket/label.png"]

@@ -322,3 +322,19 @@ def test_keys_of_batches_computed_at_the_same_time_are_those_of_each():
         for _ in range(5):
             for found, expected in zip(pool.map(backbone, batches), alone, strict=True):
                 assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "has_token"),
+    [("test_vit", 1, True), ("vit_wee_patch16_reg1_gap_256", 1, False)],
+)
+def test_a_register_is_no_class_token(name, prefix, has_token):
+    batch = images(32, 48)
+    with torch.no_grad():
+        tokens = reference(name).forward_features(batch)
+    assert tokens.shape[1] == prefix + 2 * 3
+    features, token = load(name).with_class_token(batch)
+    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens[:, prefix:], **CLOSE)
+    assert (token is not None) == has_token
+    if has_token:
+        torch.testing.assert_close(token, tokens[:, 0], **CLOSE)

@@ -136,3 +136,15 @@ def test_units_of_a_store_elsewhere_are_copied_when_they_are_read(store):
         assert read_views("memory://test-store", 3).image_ids.tolist() == [7, 7, 6, 6, 1]
     finally:
         memory.rm("/test-store", recursive=True)
+
+
+def test_features_of_a_job_that_died_before_its_table_do_not_count(tmp_path):
+    folder = str(tmp_path)
+    maps = np.ones((2, *SHAPE), np.float16)
+    write_unit(folder, 0, rows((1, 2)), maps)
+    (tmp_path / "unit-00000000.parquet").unlink()
+    write_unit(folder, 0, rows((1, ImageProblem.READ_DENIED)), None)
+    write_unit(folder, 1, rows((2, 2)), 2 * maps)
+    stored = StoredFeatures(folder, 2)
+    assert len(stored) == len(read_views(folder, 2).image_ids) == 2
+    assert (stored.read(np.array([0, 1])) == 2).all()

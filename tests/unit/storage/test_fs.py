@@ -192,3 +192,27 @@ def test_other_filesystems_are_listed_like_folders():
 
 def test_the_examples_of_the_docstrings_are_true():
     assert doctest.testmod(fs).failed == 0
+
+
+def test_a_folder_that_can_not_be_read_is_told_and_not_left_out(tmp_path, monkeypatch):
+    write_tree(tmp_path, {"a/1.jpg": b"x", "b/2.jpg": b"x"})
+    scandir = os.scandir
+
+    def denied(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(InputError, match=r"b can't be listed \(Permission denied\)"):
+        [*fs.list_files(str(tmp_path))]
+
+
+def test_links_to_files_count_and_those_to_folders_themselves_or_nothing_do_not(tmp_path):
+    write_tree(tmp_path / "elsewhere", {"1.jpg": b"x"})
+    root = write_tree(tmp_path / "root", {"2.jpg": b"x"})
+    (root / "file.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
+    (root / "folder").symlink_to(tmp_path / "elsewhere")
+    (root / "loop.jpg").symlink_to(root / "loop.jpg")
+    (root / "nothing.jpg").symlink_to(tmp_path / "nothing.jpg")
+    assert [file.path for file in fs.list_files(str(root))] == ["2.jpg", "file.jpg"]

@@ -8,9 +8,11 @@ import sys
 import threading
 
 import pytest
+from botocore.exceptions import ClientError
 
-from stego_core.errors import CheckpointError, ClusterError
+from stego_core.errors import CheckpointError, ClusterError, InputError
 from stego_core.storage import fs
+from stego_core.storage import lease as lease_module
 from stego_core.storage.lease import hold
 
 BEAT_S = 0.05
@@ -139,6 +141,30 @@ def test_beats_that_fail_do_not_lose_the_lease(store, monkeypatch, is_written):
         seen = beat_of(uri)
         wait_for(lambda: beat_of(uri) > seen + 1)
         lease.check()
+
+
+class Refusing:
+    """A client of a store that answers each put with one error."""
+
+    def __init__(self, code, status):
+        self.answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+    def put_object(self, **_):
+        raise ClientError(self.answer, "PutObject")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind", "says"),
+    [
+        ("NoSuchBucket", 404, InputError, "s3://b: no such bucket"),
+        ("AccessDenied", 403, PermissionError, "s3://b/out/_owner.json: .*AccessDenied"),
+    ],
+)
+def test_a_bucket_that_is_not_there_or_refuses_is_told(monkeypatch, code, status, kind, says):
+    monkeypatch.setattr(lease_module, "s3_client", lambda: Refusing(code, status))
+    monkeypatch.setattr(fs, "read_if_exists", lambda uri: None)
+    with pytest.raises(kind, match=says), hold("s3://b/out", beat_s=BEAT_S):
+        pass
 
 
 def test_a_lease_that_somebody_removed_is_lost(store):

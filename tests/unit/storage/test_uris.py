@@ -83,3 +83,10 @@ def test_another_addressing_is_refused(monkeypatch):
     monkeypatch.setenv("STEGO_S3_ADDRESSING", "paths")
     with pytest.raises(InputError, match="STEGO_S3_ADDRESSING is 'paths'"):
         uris.open_uri("s3://bucket/x")
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_both_clients_ask_the_same_region(monkeypatch, name):
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv(name, "cn-north-1")
+    assert uris.s3_client().meta.region_name == uris.open_uri("s3://b/x")[0].region == "cn-north-1"

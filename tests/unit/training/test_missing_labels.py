@@ -70,3 +70,21 @@ def test_training_goes_on_whatever_happened_to_label_files(damage, tmp_path):
     for step in steps:
         numbers = [value for value in step.values() if isinstance(value, float)]
         assert all(math.isfinite(number) for number in numbers), step
+
+
+def test_what_16_bits_say_beyond_8_is_ignored(tmp_path):
+    label = np.array([[0, 2], [255, 256]], np.uint16).repeat(20, 0).repeat(20, 1)
+    label[0] = 65535
+    root = write_tree(tmp_path, {"0.png": png_bytes(label)})
+    views = make_views(1)
+    labels = LabelSource(
+        Dataset("nowhere", str(root)),
+        views,
+        {int(views.image_ids[0]): "0.jpg"},
+        config=ViewConfig(resolution=40),
+        limits=ImageLimits(),
+    )
+    assert labels.num_classes() == 3
+    found = labels.read_maps(np.array([0]), 40)
+    assert found.unique().tolist() == [0, 2, 255]
+    assert (found[0, 20:] == 255).all()

@@ -127,3 +127,16 @@ def test_the_newest_whole_checkpoint_of_all_starts_is_found(tmp_path):
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "start-001" / "step-00000030")
     (tmp_path / "start-001" / "step-00000030" / "state.json").unlink()
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "start-000" / "step-00000020")
+
+
+def test_moments_are_where_their_parameters_are():
+    model, optimizers = fresh()
+    step(model, optimizers, 0)
+    moments = optimizers.tensors()
+    elsewhere = Trainable(JOB, channels=8, num_classes=3, shifts={}).to("meta")
+    again = Optimizers(elsewhere, JOB.train)
+    again.load(moments)
+    devices = {
+        name.rpartition(".")[2]: value.device.type for name, value in again.tensors().items()
+    }
+    assert devices == {"exp_avg": "meta", "exp_avg_sq": "meta", "step": "cpu"}

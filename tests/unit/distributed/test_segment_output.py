@@ -1,0 +1,42 @@
+"""What a segmentation finds in its output that no job has made stays where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from factories import picture, png_bytes, write_tree
+
+from stego_core.config.schema import SegmentJob
+from stego_core.distributed import segment
+from stego_core.errors import CheckpointError
+from stego_core.storage.run import RunDirectory
+
+
+@pytest.mark.parametrize("name", ["masks/0.png", "precision.json", "manifest.parquet"])
+def test_what_no_output_made_is_not_deleted(name: str, tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {"images/0.png": png_bytes(picture()), name: b"drawn by hand"})
+    run = RunDirectory(str(root), job="segment")
+    with pytest.raises(CheckpointError, match=f"{name.partition('/')[0]}, but no fingerprint"):
+        segment._refuse_others(run)
+    assert (root / name).read_bytes() == b"drawn by hand"
+
+
+def test_an_output_and_an_empty_folder_are_taken(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "out"), job="segment")
+    segment._refuse_others(run)
+    run.claim({"seed": 1})
+    write_tree(tmp_path / "out", {"masks/part-00000.parquet": b"of an earlier run"})
+    segment._refuse_others(run)
+
+
+def test_the_job_asks_before_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path, {"images/0.png": png_bytes(picture()), "masks/0.png": b"drawn"})
+    monkeypatch.setattr(segment, "find_model", lambda model: model)
+    monkeypatch.setattr(segment, "load_tensors", lambda folder, name: None)
+    monkeypatch.setattr(segment, "_record", lambda *_, **__: {"seed": 1})
+    job = SegmentJob(input=str(root / "images"), out=str(root))
+    with pytest.raises(CheckpointError, match="--overwrite to delete it"):
+        segment.segment_bucket(job, RunDirectory(str(root), job="segment"))
+    assert (root / "masks" / "0.png").read_bytes() == b"drawn"
+    assert not (root / "fingerprint.json").exists()
