@@ -6,7 +6,7 @@ module imports nothing heavy; `stego_core.config.load` reads, checks and writes 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
@@ -17,38 +17,18 @@ from stego_core.config.base import (
     LabelValue,
     NonNegative,
     Positive,
-    PositiveFloat,
     Space,
     Strict,
 )
 from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.doctor import DoctorJob
+from stego_core.config.limits import ImageLimits as ImageLimits
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 from stego_core.config.neighbors import NeighborsConfig as NeighborsConfig
 from stego_core.config.predict import LabelMapConfig as LabelMapConfig
 from stego_core.config.predict import PredictConfig as PredictConfig
 from stego_core.config.tune import TuneConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageLimits(Strict):
-    """What an image may be before it is decoded; anything beyond becomes a quarantine row."""
-
-    max_bytes: Positive = 256 * 2**20
-    """Largest file, in bytes."""
-    max_pixels: Positive = 100_000_000
-    """Largest width times height, in pixels, as the header states it."""
-    max_side: Positive = 30_000
-    """Longest side, in pixels."""
-    min_side: Positive = 8
-    """Shortest side, in pixels."""
-    max_seconds: PositiveFloat = 120.0
-    """Longest time that decoding one image may take, or computing with it where that is watched."""
-
-    def record(self) -> dict[str, int]:
-        """Return what determines which images are used: not the time, which the machine decides."""
-        return {name: value for name, value in asdict(self).items() if name != "max_seconds"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -190,9 +190,13 @@ class _Round:
         failures = 0
         while True:
             driver = self._start(victims)
-            while faults and self._lives(driver, rng.expovariate(1 / self._job.faults.mean_s)):
-                faults -= self._inject(driver, victims, rng, tally)
-            code = driver.wait()
+            try:
+                while faults and self._lives(driver, rng.expovariate(1 / self._job.faults.mean_s)):
+                    faults -= self._inject(driver, victims, rng, tally)
+                code = driver.wait()
+            finally:  # of a soak that is ended; else it has ended already
+                driver.kill()
+                driver.wait()
             if code == 0:
                 return  # perhaps too quick for all of its faults: the others don't count
             if code > 0:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import signal
+
 import pytest
 
+from stego_core.config.schema import ChaosJob, SegmentJob
+from stego_core.distributed import chaos
+from stego_core.distributed.chaos_cluster import GivenCluster
 from stego_core.distributed.chaos_desk import keep, local_folder
 from stego_core.storage import fs
 from stego_core.storage.run import RunDirectory
@@ -36,3 +42,21 @@ def test_the_temporary_folder_is_gone_after_an_error_too():
     with pytest.raises(ValueError, match="the soak"), local_folder(run) as folder:
         raise ValueError("the soak")
     assert not folder.exists()
+
+
+def test_a_soak_that_is_ended_ends_the_job_that_it_disturbs(tmp_path, monkeypatch):
+    script = tmp_path / "job.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    run = RunDirectory(str(tmp_path / "soak"), job="chaos")
+    one = SegmentJob(out=str(tmp_path / "soak" / "calm"))
+    disturbed = chaos._Round(ChaosJob(), one, run, script, tmp_path)
+    drivers = []
+
+    def ended(driver, seconds):
+        drivers.append(driver)
+        raise SystemExit
+
+    monkeypatch.setattr(disturbed, "_lives", ended)
+    with pytest.raises(SystemExit):
+        disturbed.finish(GivenCluster(), random.Random(0), chaos.Tally(), faults=1)
+    assert drivers[0].returncode == -signal.SIGKILL
