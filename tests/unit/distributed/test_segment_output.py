@@ -28,6 +28,7 @@ def test_an_output_and_an_empty_folder_are_taken(tmp_path: Path) -> None:
     run.claim({"seed": 1})
     write_tree(tmp_path / "out", {"masks/part-00000.parquet": b"of an earlier run"})
     segment._refuse_others(run)
+    assert (tmp_path / "out" / "masks" / "part-00000.parquet").exists()
 
 
 def test_the_job_asks_before_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
