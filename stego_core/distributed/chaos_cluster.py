@@ -111,10 +111,14 @@ class LocalCluster:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self._address = str(self._read()["address"])
         self._nodes: list[set[int]] = []
-        for _ in range(self._num_nodes):
-            self.add()
+        try:
+            self._address = str(self._read()["address"])
+            for _ in range(self._num_nodes):
+                self.add()
+        except BaseException:  # nobody else has a handle of what did start
+            self.close()
+            raise
 
     def _read(self) -> dict[str, Any]:
         assert self._host.stdout is not None  # noqa: S101 - it was opened as a pipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from stego_core.config.schema import EvaluateJob, EvaluateStoreConfig, ImageLimi
 from stego_core.datasets.directory import Dataset
 from stego_core.distributed.fetch import fetch_unit, pixel_groups, read_or_reason
 from stego_core.distributed.units import map_threads
+from stego_core.errors import ImageProblem
 from stego_core.images.decode import ImageFailure, decode_label
 from stego_core.images.geometry import Box, centre_square, resize_labels
 from stego_core.inference.crf import refine, upsampled_log_probs
@@ -35,6 +36,7 @@ from stego_core.model.stored import StoredBackbone
 
 # Label values are counted as they are and selected afterwards, so one pass serves every selection.
 MAX_CLASSES = 255
+_FAILURE = pa.struct([("problem", pa.string()), ("detail", pa.string())])
 _READERS = 8  # labels at a time: reads wait for the network
 
 
@@ -47,13 +49,70 @@ def fetch_labelled(
     dataset: Dataset,
     deaths: int = 0,
 ) -> pa.Table:
-    """Return `fetch_unit`'s table and the label file of each image, null where there is none."""
+    """Return `fetch_unit`'s table and the label file of each image.
+
+    Returns:
+        Also `label` (bytes, null where there is none) and `label_failure` (why one that may be
+        there can't be read, as `ImageFailure`'s problem and detail; else null).
+    """
     table = fetch_unit(unit, manifest=manifest, prepare=prepare, limits=limits, deaths=deaths)
     uris = [dataset.label_uri(path) for path in table["path"].to_pylist()]
     with ThreadPoolExecutor(_READERS) as pool:  # many images may have none, and nobody listed them
         labels = list(pool.map(lambda uri: read_or_reason(uri, is_listed=False), uris))
-    column = [None if isinstance(label, ImageFailure) else label for label in labels]
-    return table.append_column("label", pa.array(column, pa.large_binary()))
+    files = [None if isinstance(label, ImageFailure) else label for label in labels]
+    failures = [
+        {"problem": label.problem.value, "detail": label.detail}
+        if isinstance(label, ImageFailure) and label.problem != ImageProblem.VANISHED
+        else None
+        for label in labels
+    ]
+    table = table.append_column("label", pa.array(files, pa.large_binary()))
+    return table.append_column("label_failure", pa.array(failures, _FAILURE))
+
+
+def label_rows(table: pa.Table, failures: dict[int, ImageFailure]) -> list[dict[str, Any]]:
+    """Return rows of the quarantine table for labels that are there, but can't be used.
+
+    Args:
+        table: of `fetch_labelled`.
+        failures: those that could be read and not decoded, by row.
+    """
+    unread = enumerate(table["label_failure"].to_pylist())
+    reasons = {row: (one["problem"], one["detail"]) for row, one in unread if one is not None}
+    reasons |= {row: (one.problem.value, one.detail) for row, one in failures.items()}
+    ids, uris = table["image_id"].to_pylist(), table["image_uri"].to_pylist()
+    return [
+        {
+            "image_id": ids[row],
+            "image_uri": uris[row],
+            "stage": "label",
+            "reason": reason,
+            "detail": detail,
+        }
+        for row, (reason, detail) in sorted(reasons.items())
+        if table["status"][row].as_py() == ImageProblem.OK
+    ]
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a batch or a unit counts.
+
+    Attributes:
+        confusion: of each head.
+        images: `count_pairs` of each image with labels, by URI.
+        failed_labels: those that can't be decoded, by row.
+    """
+
+    confusion: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, list[list[int]]] = field(default_factory=dict)
+    failed_labels: dict[int, ImageFailure] = field(default_factory=dict)
+
+    def add(self, other: _Counts) -> None:
+        for head, counts in other.confusion.items():
+            self.confusion[head] = self.confusion.get(head, 0) + counts
+        self.images |= other.images
+        self.failed_labels |= other.failed_labels
 
 
 class EvaluateWorker:
@@ -85,36 +144,36 @@ class EvaluateWorker:
         """Return the unit's receipt: statuses, failures, and what was counted."""
         groups = pixel_groups(table, self._job.predict.batch)
         counted = map_threads(lambda group: self._count_group(table, *group), groups, self._threads)
-        confusion: dict[str, np.ndarray] = {}
-        for counts, _ in counted:
-            for head, one in counts.items():
-                confusion[head] = confusion.get(head, 0) + one
+        total = _Counts()
+        for one in counted:
+            total.add(one)
         statuses = table["status"].value_counts().to_pylist()
         columns = ["image_id", "image_uri", "status", "detail"]
         record = {
             "unit": unit,
             "failed": quarantine_table(table.select(columns), stage="evaluate").to_pylist(),
             "statuses": {entry["values"]: entry["counts"] for entry in statuses},
-            "images": {uri: cells for _, images in counted for uri, cells in images.items()},
-            "confusion": {head: counts.tolist() for head, counts in confusion.items()},
+            "failed_labels": label_rows(table, total.failed_labels),
+            "images": total.images,
+            "confusion": {head: counts.tolist() for head, counts in total.confusion.items()},
             "passes": {} if self._stored is None else self._stored.take_counts(),
         }
         return pa.table({"receipt": [json.dumps(record)]})
 
-    def _count_group(
-        self, table: pa.Table, rows: list[int], pixels: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[list[int]]]]:
-        """Return the confusion of each head over a batch, and `count_pairs` of each image."""
+    def _count_group(self, table: pa.Table, rows: list[int], pixels: np.ndarray) -> _Counts:
+        """Return what a batch of the unit counts."""
         batch = torch.from_numpy(pixels).to(self._device)
         features, code = encode_images(
             self._segmenter, batch, self._job.predict, flip=self._job.flip
         )
-        confusion: dict[str, np.ndarray] = {}
-        images: dict[str, list[list[int]]] = {}
+        found = _Counts()
         for index, row in enumerate(rows):
             data = table["label"][row].as_py()
             decoded = None if data is None else decode_label(data, self._job.limits)
-            if decoded is None or isinstance(decoded, ImageFailure):
+            if decoded is None:
+                continue
+            if isinstance(decoded, ImageFailure):
+                found.failed_labels[row] = decoded
                 continue
             labels: np.ndarray = decoded
             if self._job.compat.centre_crop:
@@ -125,10 +184,10 @@ class EvaluateWorker:
                 maps = self._segmenter.seen_by(head, features[one], code[one])
                 predicted = self._label_map(head, maps, pixels[index], labels.shape)
                 counts = self._count(labels, predicted, head)
-                confusion[head] = confusion.get(head, 0) + counts
+                found.add(_Counts({head: counts}))
                 if head == CLUSTER:
-                    images[table["image_uri"][row].as_py()] = count_pairs(counts).tolist()
-        return confusion, images
+                    found.images[table["image_uri"][row].as_py()] = count_pairs(counts).tolist()
+        return found
 
     def _label_map(
         self, head: str, maps_1Chw: Tensor, pixels: np.ndarray, shape: tuple[int, ...]

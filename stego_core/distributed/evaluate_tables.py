@@ -47,7 +47,7 @@ class Counted:
         totals: confusion matrix of each head, oriented [true, pred].
         images: cells of the clusters' confusion in each image with labels, by URI.
         unlabelled: images that could be decoded and have no usable label file.
-        failed: rows of the quarantine table: images that can't be used.
+        failed: rows of the quarantine table: images and labels that can't be used.
         precision: that all workers computed in.
         passes: of the backbone: `read` from a store, `kept` there, or only `computed`.
     """
@@ -69,7 +69,7 @@ class Counted:
             for uri, cells in receipt["images"].items()
         }
         self.unlabelled += receipt["statuses"].get(ImageProblem.OK, 0) - len(receipt["images"])
-        self.failed += receipt["failed"]
+        self.failed += receipt["failed"] + receipt["failed_labels"]
         self.passes.update(receipt["passes"])
 
 

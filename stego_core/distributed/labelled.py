@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,12 @@ from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.schema import BackboneConfig, ImageLimits, TrainJob, TuneJob
 from stego_core.datasets.directory import Dataset
 from stego_core.distributed.cluster import plan_actors
-from stego_core.distributed.evaluate_stages import MAX_CLASSES, fetch_labelled, pass_on
+from stego_core.distributed.evaluate_stages import (
+    MAX_CLASSES,
+    fetch_labelled,
+    label_rows,
+    pass_on,
+)
 from stego_core.distributed.fetch import WholeImage, pixel_groups
 from stego_core.distributed.units import Stage, map_threads, receipt_table, run_units
 from stego_core.images.apart import ApartDecoder
@@ -26,6 +32,8 @@ from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import Segmenter
 from stego_core.storage import fs
 from stego_core.storage.manifest import Manifest, digest_files, write_manifest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +105,20 @@ class StoreWorker:
         groups = pixel_groups(table, self._batch)
         maps = map_threads(lambda group: self._features(group[1]), groups, self._threads)
         tensors: dict[str, torch.Tensor] = {}
+        failures: dict[int, ImageFailure] = {}
         for (rows, _), features in zip(groups, maps, strict=True):
             for row, one in zip(rows, features, strict=True):
                 data = table["label"][row].as_py()
                 labels = None if data is None else self._decoder.label(data)
-                if labels is not None and not isinstance(labels, ImageFailure):
+                if isinstance(labels, ImageFailure):
+                    failures[row] = labels
+                elif labels is not None:
                     tensors[f"{row:08d}.features"] = one.contiguous()
                     tensors[f"{row:08d}.labels"] = torch.from_numpy(labels)
         fs.write_bytes(_unit_uri(self._uri, unit), safetensors.torch.save(tensors))
-        return receipt_table(unit=unit, images=len(tensors) // 2)
+        return receipt_table(
+            unit=unit, images=len(tensors) // 2, failed_labels=label_rows(table, failures)
+        )
 
     def _features(self, pixels: np.ndarray) -> torch.Tensor:
         maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
@@ -147,8 +160,11 @@ def store_labelled(
     prepare = WholeImage(
         resolution=job.predict.resolution, patch=backbone.patch_size, nearest=nearest
     )
-    for _ in _run(job, trial, store, manifest, (prepare, dataset)):
-        pass
+    receipts = _run(job, trial, store, manifest, (prepare, dataset))
+    if failed := [row for receipt in receipts for row in receipt["failed_labels"]]:
+        uri, why = failed[0]["image_uri"], f"{failed[0]['reason']}, {failed[0]['detail']}"
+        count = len(failed)
+        logger.warning("labels of %d images can't be used, the first of %s: %s", count, uri, why)
     return store
 
 

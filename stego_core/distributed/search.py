@@ -32,6 +32,7 @@ from stego_core.errors import ClusterError
 from stego_core.neighbors.faiss_index import train_index, training_rows
 from stego_core.neighbors.plan import QUERY_BLOCK, SearchPlan, plan_search
 from stego_core.neighbors.recall import recall, sample_views
+from stego_core.neighbors.table import is_part
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
 from stego_core.storage.run import RunDirectory
@@ -84,7 +85,7 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
         logger.info("%s: searching exactly", plan.reason)
     started_s = time.monotonic()
     run.status("running", stage="search")
-    fs.delete(run.path("neighbors"))
+    _drop_table(run)
     record: dict[str, Any] = {"method": plan.method, "asked": job.neighbors.method}
     try:
         found = _Searchers(job, views, plan)
@@ -106,6 +107,13 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
     run.event("search/done", views=count, elapsed_s=round(elapsed_s, 3), **record)
     logger.info("neighbours of %d views in %.1f s (%s)", count, elapsed_s, plan.method)
     return record
+
+
+def _drop_table(run: RunDirectory) -> None:
+    """Delete the table of other embeddings, and no other file: the folder may hold a user's."""
+    fs.delete(run.path("neighbors/key.json"))  # first what says that the table is complete
+    for name in filter(is_part, fs.list_names(run.path("neighbors"))):
+        fs.delete(run.path("neighbors", name))
 
 
 class _Searchers:

@@ -15,7 +15,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob
-from stego_core.datasets.directory import Dataset
+from stego_core.datasets.demo import resolve_demo
+from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.mine import MINE_REUSE, Mined, find_images, mine, plan_mine
 from stego_core.distributed.selection import Candidates, Fitted, refined
@@ -57,6 +58,7 @@ def plan_train(job: TrainJob) -> list[str]:
     lines = plan_mine(job)
     record = RunDirectory(job.out, job="plan").read_json("train.json") or {}
     same = record.get("settings") == _settings(job) and MINE_REUSE in lines
+    same = same and record.get("labels") == _known_labels(job)
     state = "reuse" if same and fs.exists(fs.join(job.out, "model", "model.json")) else "to do"
     fewest = f"{job.min_workers} to " if job.min_workers else ""
     return [
@@ -65,6 +67,11 @@ def plan_train(job: TrainJob) -> list[str]:
         f"{fewest}{job.workers} worker(s), {_clusters(job, record if same else {})}, "
         f"seed {job.seed}",
     ]
+
+
+def _known_labels(job: TrainJob) -> str | None:
+    root = resolve_demo(job.data.root, write=False)
+    return None if root is None else _labels_digest(open_dataset(root, job.data.split))
 
 
 def _clusters(job: TrainJob, record: dict[str, Any]) -> str:
@@ -87,8 +94,8 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
     source = find_images(job)
     with hold(job.out) as lease, connect(debug=job.debug):
         mined = mine(job, run, source, lease)
-        settings = _settings(job)
-        key = fingerprint(settings, mined.key, _labels_digest(source[0]))
+        settings, labels = _settings(job), _labels_digest(source[0])
+        key = fingerprint(settings, mined.key, labels)
         record = run.read_json("train.json") or {}
         if record.get("key") == key and fs.exists(run.path("model", "model.json")):
             logger.info("%s is trained: nothing to do", job.out)
@@ -101,7 +108,8 @@ def train_model(job: TrainJob, run: RunDirectory) -> None:
         fs.delete(run.path("train.json"))
         save_segmenter(run.path("model"), tensors, card)
         clusters = len(card["cluster_names"])
-        run.write_json("train.json", {"key": key, "settings": settings, "clusters": clusters})
+        made_of = {"key": key, "settings": settings, "labels": labels}
+        run.write_json("train.json", made_of | {"clusters": clusters})
     run.count(steps=job.train.steps)
     logger.info("model: %s", run.path("model"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 
@@ -10,6 +12,8 @@ from stego_core.neighbors.search import NONE
 from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
 from stego_core.storage.parquet import plain_table, table_bytes
+
+_PART = re.compile(r"part-\d+\.parquet")
 
 SCHEMA = pa.schema(
     [
@@ -57,6 +61,11 @@ def write_part(
     fs.write_bytes(uri, table_bytes(table))
 
 
+def is_part(name: str) -> bool:
+    """Tell whether a file in the folder of a neighbours table belongs to the table."""
+    return bool(_PART.fullmatch(name))
+
+
 def read_table(folder_uri: str, *, key: str) -> pa.Table:
     """Return the whole neighbours table.
 
@@ -65,7 +74,7 @@ def read_table(folder_uri: str, *, key: str) -> pa.Table:
     """
     tables = []
     for name in fs.list_names(folder_uri):
-        if not name.endswith(".parquet"):
+        if not is_part(name):
             continue
         uri = fs.join(folder_uri, name)
         table = plain_table(fs.read_bytes(uri), name=uri)

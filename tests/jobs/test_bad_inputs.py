@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -263,6 +264,10 @@ def test_evaluation_goes_on_without_some_labels_and_counts_them(
     status = json.loads((out / "status.json").read_text())
     assert (status["counts"]["scored"], status["counts"]["unlabelled"]) == (10, 2)
     assert "cluster.miou" in json.loads((out / "metrics.json").read_text())
+    table = pq.read_table(out / "quarantine.parquet")
+    (row,) = table.filter(pc.equal(table["stage"], "label")).to_pylist()
+    assert row["image_uri"].endswith(f"imgs/val/{labels[1].stem}.png")
+    assert row["reason"] == "not_an_image"
 
 
 def lines(cluster: Cluster, out: Path, *command: str) -> list[str]:

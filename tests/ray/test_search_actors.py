@@ -17,9 +17,14 @@ def test_a_sharded_search_finds_the_neighbours_of_one_that_is_not(
     cluster: Cluster, data: Path, model: Path, tmp_path: Path
 ) -> None:
     out = ["--out", str(tmp_path), "--neighbors.shard-views", "13"]
+    others, stale = (tmp_path / "neighbors" / name for name in ("notes.txt", "part-00009.parquet"))
+    others.parent.mkdir()
+    others.write_text("a user's own")
+    stale.write_bytes(b"of another search")
     cluster.run("mine_neighbors.py", "--data.root", str(data), *MINE, *out)
     parts = sorted((tmp_path / "neighbors").glob("*.parquet"))
     assert len(parts) == 4
+    assert others.read_text() == "a user's own"
     whole = pq.read_table(sorted((model / "neighbors").glob("*.parquet")))
     assert pq.read_table(parts).equals(whole)
 

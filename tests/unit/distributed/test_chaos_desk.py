@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
 
 import pytest
 
 from stego_core.config.schema import ChaosJob, SegmentJob
-from stego_core.distributed import chaos
-from stego_core.distributed.chaos_cluster import GivenCluster
+from stego_core.distributed import chaos, chaos_cluster
+from stego_core.distributed.chaos_cluster import GivenCluster, LocalCluster
 from stego_core.distributed.chaos_desk import keep, local_folder
+from stego_core.errors import ClusterError
 from stego_core.storage import fs
 from stego_core.storage.run import RunDirectory
 
@@ -60,3 +62,18 @@ def test_a_soak_that_is_ended_ends_the_job_that_it_disturbs(tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         disturbed.finish(GivenCluster(), random.Random(0), chaos.Tally(), faults=1)
     assert drivers[0].returncode == -signal.SIGKILL
+
+
+def test_a_cluster_that_does_not_start_leaves_no_process(monkeypatch):
+    hosts = []
+    popen = subprocess.Popen
+
+    def silent(command, **options):  # says nothing and goes on
+        host = popen(["sh", "-c", "exec sleep 600 >&-"], **options)
+        hosts.append(host)
+        return host
+
+    monkeypatch.setattr(chaos_cluster.subprocess, "Popen", silent)
+    with pytest.raises(ClusterError, match="did not start"):
+        LocalCluster(nodes=1, num_cpus=1)
+    assert hosts[0].returncode == -signal.SIGKILL

@@ -43,3 +43,16 @@ def test_a_plan_reuses_the_model_of_features_that_are_reused(
     assert train.plan_train(job)[-1].startswith(says)
     # Views are of the features, not of what the model's own record has.
     assert train._settings(replace(job, views=ViewConfig(crops="five"))) == train._settings(job)
+
+
+def test_a_plan_sees_that_labels_have_changed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "plan_mine", lambda job: ["mine: reuse"])
+    job = TrainJob(data=DataConfig(root=str(root)), out=str(tmp_path / "run"))
+    run = RunDirectory(job.out, job="train")
+    run.write_json("train.json", {"settings": train._settings(job), "labels": None, "clusters": 5})
+    run.write_json("model/model.json", {})
+    assert train.plan_train(job)[-1].startswith("train: reuse")
+    write_tree(root, {"labels/train/0.png": png_bytes(picture(seed=0))})
+    assert train.plan_train(job)[-1].startswith("train: to do")

@@ -177,7 +177,14 @@ def gap(maps, owner):
     return float(cosines[same].mean() - cosines[~same].mean())
 
 
-def test_local_positives_have_no_pairs_to_mix():
-    argv = ["--loss.energy", "concept", "--loss.local", "0.5"]
-    with pytest.raises(ConfigError, match="no pairs to mix"):
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (["--loss.local", "0.5"], "no pairs to mix"),
+        (["--loss.oracle"], "concepts are those of features"),
+    ],
+)
+def test_options_of_pairs_are_refused(option: list[str], reason: str) -> None:
+    argv = ["--loss.energy", "concept", *option]
+    with pytest.raises(ConfigError, match=reason):
         load_job(TrainJob, argv, prog="x")
