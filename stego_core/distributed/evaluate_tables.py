@@ -82,7 +82,8 @@ def write_tables(job: EvaluateJob, run: RunDirectory, dataset: Dataset, counted:
     totals, dropped = counted.totals, job.compat.dropped_extra_clusters
     if not totals:
         raise InputError(f"none of the images in {dataset.images_uri} has a usable label file")
-    classes = scored_classes(job.data, totals[CLUSTER])
+    named = len(dataset.class_names)
+    classes = scored_classes(job.data, totals[CLUSTER], num_named=named)
     flat: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for head, confusion in totals.items():

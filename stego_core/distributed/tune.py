@@ -149,6 +149,7 @@ def _prepare(
         mined={trial.key: mined[mining_key(trial.job)] for trial in trials},
         labelled={t.key: stores[mining_key(t.job)] for t in trials} if labelled else {},
         data=job.data,
+        num_named=len(labelled[0].class_names) if labelled else 0,
         criterion=job.tune.criterion,
         rungs=tuple(sorted(set(job.tune.rungs))),
         seed=job.seed,

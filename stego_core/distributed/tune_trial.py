@@ -52,6 +52,7 @@ class Study:
         mined: of each trial's mining, by key of the trial.
         labelled: what each trial is scored on, by key of the trial; without labels absent.
         data: which classes are scored.
+        num_named: classes of the labelled split's `classes.txt`.
         criterion: that trials are compared by.
         rungs: steps at which they are.
         seed: of the study: criteria look at the same views in every trial.
@@ -63,6 +64,7 @@ class Study:
     mined: dict[str, Mined]
     labelled: dict[str, LabelledStore]
     data: DataConfig
+    num_named: int
     criterion: str
     rungs: tuple[int, ...]
     seed: int
@@ -187,7 +189,8 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         head = head_on_features(tensors, card, feature_channels(data))
         counts = study.labelled[trial.key].confusion(head)
         if counts.any():  # else no image has a label that can be read
-            found = score_clusters(counts, classes=scored_classes(study.data, counts))
+            classes = scored_classes(study.data, counts, num_named=study.num_named)
+            found = score_clusters(counts, classes=classes)
             record["scores"] = {"miou": round(found.miou, 4), "accuracy": round(found.accuracy, 4)}
 
 

@@ -29,12 +29,18 @@ class Scores:
     """Class of each matched cluster (of each predicted class: itself)."""
 
 
-def scored_classes(data: DataConfig, confusion: npt.NDArray[np.int64]) -> list[int]:
-    """Return the classes to score: those chosen, else those that occur, without the ignored ones.
+def scored_classes(
+    data: DataConfig, confusion: npt.NDArray[np.int64], *, num_named: int = 0
+) -> list[int]:
+    """Return the classes to score: those chosen, else the named ones and those that occur.
+
+    A class that has a name and no labelled pixel is scored, too: with predicted pixels its IoU is
+    0, without it is NaN and not in the mean.
 
     Args:
         data: `score_classes` and `ignore_classes`.
         confusion: counts, (num_classes, num_clusters), oriented [true, pred].
+        num_named: classes of `classes.txt`.
 
     Raises:
         InputError: if no pixel of these classes was counted.
@@ -43,8 +49,9 @@ def scored_classes(data: DataConfig, confusion: npt.NDArray[np.int64]) -> list[i
         >>> scored_classes(DataConfig(ignore_classes=(2,)), np.array([[0, 0], [3, 1], [5, 0]]))
         [1]
     """
-    present = np.flatnonzero(confusion.sum(1))
-    wanted = set(data.score_classes) or set(present.tolist())
+    present = np.flatnonzero(confusion.sum(1)).tolist()
+    named = range(min(num_named, len(confusion)))
+    wanted = set(data.score_classes) or {*named, *present}
     classes = sorted(wanted - set(data.ignore_classes))
     if not confusion[classes].sum():
         raise InputError(
