@@ -31,7 +31,7 @@ from stego_core.errors import ConfigError
 JobT = TypeVar("JobT", bound=Job)
 
 # How a job is run, not what it computes: these never become part of the record of a run.
-_PASSING = ("dry_run", "debug", "overwrite")
+_PASSING = ("dry_run", "debug", "overwrite", "retry")
 
 _CONFIG_HELP = (
     "--config FILE.toml reads settings from a file. It may be repeated: later files win over "

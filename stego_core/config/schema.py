@@ -105,6 +105,9 @@ class MineJob(_ImagesJob):
     """Go on with as few workers as this where the cluster has no room for more. A training then
     loses workers with a node, and takes them back when one joins; without it, their number is
     fixed."""
+    retry: bool = False
+    """Try images again that an earlier run could not read or lacked the memory for. Where that
+    brings images back, neighbours and model are made anew."""
     store: StoreConfig = field(default_factory=StoreConfig)
     compat: MineCompat = field(default_factory=MineCompat)
 
@@ -155,7 +158,8 @@ class SegmentJob(_ImagesJob):
     overwrite: bool = False
     """Replace an output that other settings made."""
     retry: bool = False
-    """Try images again that an earlier run could not read: denied, vanished, store in trouble."""
+    """Try images again that failed for a reason that may pass: denied, vanished, store in
+    trouble, too little memory, too slow, a process that died."""
     compat: ImageCompat = field(default_factory=ImageCompat)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What a study can't vary: where things lie, how they run, and the data it is a study of.
 _FIXED = (
-    *("out", "workers", "min_workers", "dry_run", "debug", "max_failed"),
+    *("out", "workers", "min_workers", "dry_run", "debug", "max_failed", "retry"),
     *("data.root", "data.split"),
 )
 _OWN = {"seed": "seeds are given by tune.seeds"}

@@ -20,7 +20,7 @@ ONE_AT_A_TIME, RANDOM, GRID = "one-at-a-time", "random", "grid"
 _STREAM = 7  # of the random sampler, beside those of training
 _GRID_LIMIT = 10_000
 # How a trial is run, not what it computes.
-_PASSING = ("out", "workers", "min_workers", "max_failed", "dry_run", "debug")
+_PASSING = ("out", "workers", "min_workers", "max_failed", "retry", "dry_run", "debug")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,12 @@ class DeathLedger:
         return self._open[unit] - 1
 
     def end(self, unit: str) -> None:
-        """Take note that a unit has ended: its deaths are of the past."""
-        self._open.pop(unit, None)
+        """Take note that a unit has ended; what did not end before stays counted.
+
+        A task of several units begins with the first again when it dies at a later one: a unit
+        whose deaths were forgotten would kill it once more.
+        """
+        self._open[unit] -= 1
 
 
 def start_ledger() -> Any:

@@ -75,6 +75,11 @@ def run_job(
             run(job, where)
             where.status("done", stage="end", exit_code=EXIT_OK)
             where.event("end", exit_code=EXIT_OK)
+    except SystemExit as error:
+        if where is None:  # --help, or a flag that ends the program
+            raise
+        # Ray ends a driver so at SIGTERM: of `ray job stop`, a node that is taken back, and others.
+        return _failed(error, where, prog=prog, debug=debug)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, where, prog=prog, debug=debug)
     return EXIT_OK
@@ -112,6 +117,9 @@ def _failed(error: BaseException, directory: RunDirectory | None, *, prog: str, 
     known = isinstance(error, StegoError)
     code = error.exit_code if isinstance(error, StegoError) else EXIT_BUG
     text = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        known, code = True, error.code if isinstance(error.code, int) else EXIT_BUG
+        text = f"ended from outside (exit code {code}); start it again to go on"
     if debug or not known:
         traceback.print_exc()
     for line in text.splitlines() or [type(error).__name__]:

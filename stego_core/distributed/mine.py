@@ -24,18 +24,21 @@ from stego_core.distributed.estimate import (
     views_per_image,
 )
 from stego_core.distributed.fetch import SquareViews, fetch_unit
+from stego_core.distributed.mine_failures import (
+    forget_failures,
+    quarantine_failures,
+    views_key,
+)
 from stego_core.distributed.mine_stages import EmbedProbe, EmbedWorker, count_unit
 from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
-from stego_core.distributed.quarantine import write_quarantine
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units, units_at_once
-from stego_core.errors import InputError
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
 from stego_core.storage import fs
-from stego_core.storage.feature_store import Views, read_views, unit_names
+from stego_core.storage.feature_store import read_views, unit_names
 from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import Manifest, digest_files, write_manifest
 from stego_core.storage.run import RunDirectory
@@ -45,7 +48,8 @@ logger = logging.getLogger(__name__)
 
 # The switches that change features or embeddings; the others change what is made of them.
 _KEY = re.compile(r"[0-9a-f]{16}")  # of a store's folder
-MINE_REUSE = "mine: reuse"  # the line of a plan
+MINE_REUSE = "mine: reuse"  # the line of a plan, as the next
+MINE_AGAIN = "mine: reuse, and try again what could not be read"
 _FEATURE_SWITCHES = ("nearest_images", "jpeg_crops", "mining_dropout")
 _STORE_VERSION = 2  # of what a unit's files hold: 2 has class tokens
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
@@ -90,13 +94,16 @@ def plan_mine(job: MineJob) -> list[str]:
     if job.backbone.precision == "auto":
         job = _with_precision(job, told_precision(RunDirectory(job.out, job="plan")))
     reuse = done.get("record") == _record(job, digest_files(files))
+    what = f"mine: to do, {units} units{mining_time(job, record, num_views)}"
+    if reuse:
+        what = MINE_AGAIN if job.retry else MINE_REUSE
     return [
         *lines,
         f"images: {dataset.images_uri}: {len(files)}, labels: {dataset.labels_uri or 'none'}",
         *plan_check(job.data, dataset, files, job.limits),
         f"views: {num_views} ({job.views.crops}), features: {fate(job, size)}",
         plan_search(job.neighbors, num_views, feature_width(job, record)).line(job.neighbors),
-        MINE_REUSE if reuse else f"mine: to do, {units} units{mining_time(job, record, num_views)}",
+        what,
         *training_time(job, record, num_views, is_stored=size <= job.store.max_bytes),
     ]
 
@@ -153,9 +160,13 @@ def mine(
         fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
     )
     mined = Mined(dataset, manifest, store, is_stored, key, weights, job.backbone)
+    if job.retry:
+        forget_failures(store, manifest)
     _embed(job, run, mined, lease)
     views = read_views(store, manifest.num_units)
-    _write_quarantine(job, run, views, manifest)
+    quarantine_failures(job, run, views, manifest, store_uri=store)
+    key = views_key(key, views)
+    mined = replace(mined, key=key)
     search = search_neighbors(job, run, views, key=key)
     lease.check()
     run.write_json(
@@ -252,18 +263,3 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
         lease.check()
         progress.add(receipt["statuses"])
     progress.finish()
-
-
-def _write_quarantine(job: MineJob, run: RunDirectory, views: Views, manifest: Manifest) -> None:
-    table = manifest.read(["image_id", "image_uri"])
-    uris = dict(zip(table["image_id"].to_pylist(), table["image_uri"].to_pylist(), strict=True))
-    rows = [
-        {"image_id": i, "image_uri": uris[i], "stage": "mine", "reason": reason, "detail": detail}
-        for i, reason, detail in views.failures
-    ]
-    write_quarantine(run, rows, num_images=manifest.num_images, max_failed=job.max_failed)
-    if not len(views.image_ids):
-        raise InputError(
-            f"none of {len(rows)} images can be used, the first: {rows[0]['detail']}; "
-            f"{run.uri}/quarantine.parquet has the reasons"
-        )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,7 +55,7 @@ def plan_segment(job: SegmentJob) -> list[str]:
     lines = [f"model: {folder}", f"output: {job.out}"]
     if source is None:
         return [*lines, "input: the demo pictures, not written yet"]
-    files = list_images(source, limit=job.limit, most=MAX_IMAGES)
+    files = _list_input(job, source)
     units = -(-len(files) // job.predict.unit_images)
     shards = -(-units // job.predict.shard_batches)
     done = len(fs.list_names(fs.join(job.out, "masks")))
@@ -65,6 +66,13 @@ def plan_segment(job: SegmentJob) -> list[str]:
         f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}, "
         f"mask size: {job.mask_size}",
     ]
+
+
+def _list_input(job: SegmentJob, source: str) -> Sequence[fs.ListedFile]:
+    """Return the images to segment; an output below its input, and its report, are none of them."""
+    folder = source.rstrip("/") + "/"
+    below = f"{job.out.rstrip('/')}/".removeprefix(folder) if job.out.startswith(folder) else None
+    return list_images(source, limit=job.limit, most=MAX_IMAGES, without=below)
 
 
 def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
@@ -82,7 +90,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     load_tensors(folder, "model")  # damaged files end the job here, before it leaves anything
     source = resolve_demo(job.input, write=True)
     assert source is not None  # noqa: S101 - write=True always returns a folder
-    files = list_images(source, limit=job.limit, most=MAX_IMAGES)
+    files = _list_input(job, source)
     record = _record(job, folder, source=source)
     with hold(job.out) as lease:
         if not job.overwrite:
@@ -96,6 +104,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
             _close(job, run)
             return
         fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
+        lease.check()
         finish_extension(run)
         if not fs.exists(manifest_uri):
             write_manifest(manifest_uri, files, unit_images=job.predict.unit_images)
@@ -104,8 +113,10 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
         _complete(job, run, folder, metadata, lease)
         again = unread_images(job.out, files) if job.retry else np.zeros(0, np.int64)
         if len(again) or read_manifest(manifest_uri).digest != digest_files(files):
+            lease.check()
             extend(run, files, predict=job.predict, again=again)
             _complete(job, run, folder, metadata, lease)
+        lease.check()
         _close(job, run)
 
 
@@ -178,7 +189,7 @@ def _segment_units(
             },
             probe=SegmentWorker,
         ),
-        finish=Stage(finish_unit, {"out": job.out, "job": job}, probe=masks_rows),
+        finish=Stage(finish_unit, {"folder": shards.folder, "job": job}, probe=masks_rows),
         actors=actors,
         seconds=job.limits.max_seconds,
         debug=job.debug,
@@ -203,6 +214,7 @@ def _close(job: SegmentJob, run: RunDirectory) -> None:
     failed_rows = [quarantine_table(t, stage="segment") for t in mask_columns(job.out, columns)]
     quarantine = pa.concat_tables(failed_rows).cast(QUARANTINE_SCHEMA)
     fs.write_bytes(run.path("quarantine.parquet"), to_parquet(quarantine, {}))
+    fs.delete(run.path("_units"))
     run.write_json(SUCCESS, found.record())
     ok = statuses[ImageProblem.OK]
     run.count(total=found.rows, done=found.rows, **statuses)
@@ -222,7 +234,7 @@ def _record(job: SegmentJob, folder: str, *, source: str) -> dict[str, Any]:
     model.update(fs.read_bytes(fs.join(folder, "model.json")))
     return {
         "model": model.hexdigest(),
-        "input": source,
+        "input": source.rstrip("/") or "/",
         "predict": asdict(job.predict),
         "limits": job.limits.record(),
         "crf": job.crf,

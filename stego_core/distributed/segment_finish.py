@@ -24,23 +24,23 @@ from stego_core.storage import fs
 _ALWAYS = SCHEMA.names[:6]
 
 
-def unit_uri(out: str, unit: int) -> str:
+def unit_uri(folder: str, unit: int) -> str:
     """Return where a unit's rows lie until their shard is complete."""
-    return fs.join(out, "_units", f"unit-{unit:08d}.parquet")
+    return fs.join(folder, f"unit-{unit:08d}.parquet")
 
 
-def finish_unit(unit: int, table: pa.Table, *, out: str, job: SegmentJob) -> pa.Table:
+def finish_unit(unit: int, table: pa.Table, *, folder: str, job: SegmentJob) -> pa.Table:
     """Upsample, refine, encode and write the rows of a unit; return its receipt.
 
     The unit's file is written in one piece, always with the same bytes: doing it twice does no
     harm.
     """
-    rows = masks_rows(unit, table, out=out, job=job)
-    fs.write_bytes(unit_uri(out, unit), to_parquet(pa.Table.from_pylist(rows, SCHEMA), {}))
+    rows = masks_rows(unit, table, folder=folder, job=job)
+    fs.write_bytes(unit_uri(folder, unit), to_parquet(pa.Table.from_pylist(rows, SCHEMA), {}))
     return receipt_table(unit=unit, statuses=Counter(row["status"] for row in rows))
 
 
-def masks_rows(unit: int, table: pa.Table, *, out: str, job: SegmentJob) -> list[dict[str, Any]]:
+def masks_rows(unit: int, table: pa.Table, *, folder: str, job: SegmentJob) -> list[dict[str, Any]]:
     """Return the rows that `finish_unit`, called with the same arguments, writes."""
     return [_masks_row(row, job) for row in table.to_pylist()]
 

@@ -6,35 +6,28 @@ manifest order and is written in one piece. A unit is done if either is there.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from stego_core.config.load import fingerprint
 from stego_core.config.schema import PredictConfig
 from stego_core.distributed.segment_finish import unit_uri
-from stego_core.errors import ImageProblem
-from stego_core.masks.table import to_parquet
-from stego_core.masks.verify import SUCCESS, mask_columns
+from stego_core.masks.table import may_pass, to_parquet
+from stego_core.masks.verify import SUCCESS, mask_columns, part_name, part_number
 from stego_core.storage import fs
-from stego_core.storage.extend import compare, extended, read_shards
+from stego_core.storage.extend import Shard, compare, extended, read_shards
 from stego_core.storage.manifest import digest_files, image_id, manifest_table, read_manifest
 from stego_core.storage.parquet import table_bytes
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_UNREAD = pa.array([ImageProblem.VANISHED, ImageProblem.READ_DENIED, ImageProblem.READ_FAILED])
-
 NEXT = "manifest.next.parquet"
 """The manifest of an extension that is not carried out yet."""
-
-
-def part_name(part: int) -> str:
-    """Return the name of a shard's file."""
-    return f"part-{part:05d}.parquet"
 
 
 class Shards:
@@ -45,6 +38,10 @@ class Shards:
         manifest_uri: its manifest.
         per_shard: units of a shard.
         metadata: of the files.
+
+    Attributes:
+        folder: of the units' files. It belongs to one manifest and one set of settings: a process
+            of an earlier one, which nobody could end, may still write.
     """
 
     def __init__(
@@ -53,12 +50,20 @@ class Shards:
         self._out, self._metadata = out, metadata
         self._shards = read_shards(manifest_uri, per_shard=per_shard)
         self._shard_of = {unit: shard for shard in self._shards for unit in shard.units}
-        parts = fs.list_names(fs.join(out, "masks"))
-        self._merged = {int(p[5:].split(".")[0]) for p in parts if p.startswith("part-")}
-        units = fs.list_names(fs.join(out, "_units"))
+        ids = fs.read_table(manifest_uri, ["image_id"])["image_id"].to_numpy()
+        name = fingerprint(metadata, hashlib.sha256(ids.tobytes()).hexdigest())
+        self.folder = fs.join(out, "_units", name)
+        for other in fs.list_names(fs.join(out, "_units")):
+            if other != name:
+                fs.delete(fs.join(out, "_units", other))
+        parts = map(part_number, fs.list_names(fs.join(out, "masks")))
+        self._merged = {part for part in parts if part is not None}
+        units = fs.list_names(self.folder)
         self._done = {int(u[5:13]) for u in units if u.endswith(".parquet")}
         for shard in self._shards:
             # A run may have died between writing a part and deleting its units, or before merging.
+            if self._done.intersection(shard.units) and not self._is_whole(shard):
+                self._merged.discard(shard.part)
             self._merge_if_complete(shard.first)
 
     def pending(self) -> list[int]:
@@ -86,18 +91,40 @@ class Shards:
         if shard.part not in self._merged:
             if not self._done.issuperset(shard.units):
                 return
-            table = pa.concat_tables([fs.read_table(unit_uri(self._out, u)) for u in shard.units])
-            part = fs.join(self._out, "masks", part_name(shard.part))
-            fs.write_bytes(part, to_parquet(table, self._metadata))
+            tables = [self._rows(u) for u in shard.units]
+            whole = [table for table in tables if table is not None]
+            if len(whole) < len(tables):
+                return
+            data = to_parquet(pa.concat_tables(whole), self._metadata)
+            fs.write_bytes(self._part_uri(shard), data)
             self._merged.add(shard.part)
         for done in self._done.intersection(shard.units):
-            fs.delete(unit_uri(self._out, done))
+            fs.delete(unit_uri(self.folder, done))
+
+    def _part_uri(self, shard: Shard) -> str:
+        return fs.join(self._out, "masks", part_name(shard.part))
+
+    def _is_whole(self, shard: Shard) -> bool:
+        """Tell whether a part has its rows: not every store writes a file in one piece."""
+        try:
+            return bool(fs.read_footer(self._part_uri(shard)).num_rows == sum(shard.sizes))
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return False
+
+    def _rows(self, unit: int) -> pa.Table | None:
+        """Return a unit's rows; of a file that was cut off none, and the unit is pending again."""
+        try:
+            return fs.read_table(unit_uri(self.folder, unit))
+        except pa.ArrowInvalid:
+            fs.delete(unit_uri(self.folder, unit))
+            self._done.discard(unit)
+            return None
 
 
 def unread_images(out: str, files: Iterable[fs.ListedFile]) -> np.ndarray:
-    """Return the ids of listed images that an output could not read, which may pass; int64."""
-    tables = mask_columns(out, ["image_id", "status"])
-    failed = (table.filter(pc.is_in(table["status"], _UNREAD)) for table in tables)
+    """Return the ids of listed images that failed for a reason that may pass; int64."""
+    tables = mask_columns(out, ["image_id", "status", "detail"])
+    failed = (table.filter(may_pass(table)) for table in tables)
     found = np.concatenate([np.zeros(0, np.int64), *(t["image_id"].to_numpy() for t in failed)])
     if not len(found):
         return found
@@ -155,6 +182,8 @@ def finish_extension(run: RunDirectory) -> None:
     manifest = read_manifest(uri)
     shards = {part_name(shard.part): shard for shard in read_shards(uri, per_shard=1)}
     for name in fs.list_names(run.path("masks")):
+        if part_number(name) is None:
+            continue
         if name not in shards:
             fs.delete(run.path("masks", name))
             continue

@@ -40,6 +40,9 @@ from stego_core.images.webp import webp_size
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Class ids, (H, W)."""
 
+NO_MEMORY: Final = "not enough memory"
+"""How the detail of an image begins that a machine with more memory may decode."""
+
 _Decoded = TypeVar("_Decoded")
 
 ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -198,9 +201,11 @@ def _caught(decode: Callable[[], _Decoded]) -> _Decoded | ImageFailure:
         return decode()
     except _RejectedError as rejected:
         return rejected.failure
-    except (MemoryError, Image.DecompressionBombError) as error:
-        detail = str(error) or "not enough memory to decode it"
+    except MemoryError:
+        detail = f"{NO_MEMORY} to decode it"
         return _RejectedError(ImageProblem.TOO_MANY_PIXELS, detail).failure
+    except Image.DecompressionBombError as error:
+        return _RejectedError(ImageProblem.TOO_MANY_PIXELS, str(error)).failure
     except Exception as error:  # decoders raise nearly anything when a file is damaged
         return _RejectedError(ImageProblem.NOT_AN_IMAGE, str(error) or repr(error)).failure
 

@@ -11,10 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stego_core.errors import ImageProblem
+from stego_core.images.decode import NO_MEMORY
 from stego_core.masks.codec import encode_mask
 from stego_core.storage.parquet import table_bytes
 
 VERSION = "masks/1"
+# Of the store, or of a machine that was short of memory or stood still: it may go well elsewhere.
+_PASSING = pa.array(
+    [
+        ImageProblem.VANISHED,
+        ImageProblem.READ_DENIED,
+        ImageProblem.READ_FAILED,
+        ImageProblem.CRASHED,
+        ImageProblem.TIMED_OUT,
+    ]
+)
 _CLUSTER = pa.struct(
     [
         ("cluster", pa.uint16()),
@@ -141,6 +152,16 @@ def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
 def _leaf_codecs(names: list[str]) -> dict[str, str]:
     leaves = [f"clusters.list.element.{field.name}" for field in _CLUSTER]
     return dict.fromkeys([*(n for n in names if n != "clusters"), *leaves], "zstd")
+
+
+def may_pass(table: pa.Table) -> pa.ChunkedArray:
+    """Return which rows failed for a reason that may pass: with more memory, or in an hour.
+
+    Args:
+        table: `status` and `detail`.
+    """
+    is_short = pc.fill_null(pc.starts_with(table["detail"], NO_MEMORY), fill_value=False)
+    return pc.or_(pc.is_in(table["status"], _PASSING), is_short)
 
 
 def quarantine_table(masks: pa.Table, *, stage: str) -> pa.Table:

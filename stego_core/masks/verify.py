@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from stego_core.storage import fs
 from stego_core.storage.manifest import read_manifest
 
 SUCCESS = "_SUCCESS"
+_PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,26 @@ class Verified:
         return {name: getattr(self, name) for name in names}
 
 
+def part_name(part: int) -> str:
+    """Return the name of a shard's file."""
+    return f"part-{part:05d}.parquet"
+
+
+def part_number(name: str) -> int | None:
+    """Return the number of a shard's file; None for a file that no job has made.
+
+    >>> part_number("part-00003.parquet"), part_number("part-00003.parquet.bak")
+    (3, None)
+    """
+    found = _PART.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
 def mask_files(uri: str) -> list[str]:
-    """Return the URIs of an output's Parquet files, in order."""
-    names = [name for name in fs.list_names(fs.join(uri, "masks")) if name.endswith(".parquet")]
-    return [fs.join(uri, "masks", name) for name in names]
+    """Return the URIs of an output's Parquet files, in the order of their numbers."""
+    names = fs.list_names(fs.join(uri, "masks"))
+    parts = sorted(part for name in names if (part := part_number(name)) is not None)
+    return [fs.join(uri, "masks", part_name(part)) for part in parts]
 
 
 def mask_columns(uri: str, columns: list[str]) -> Iterator[pa.Table]:

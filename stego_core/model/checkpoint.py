@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stego_core.errors import CheckpointError
 from stego_core.storage import fs
+from stego_core.storage.retry import is_passing
 
 MODEL_VERSION = 1
 
@@ -37,6 +38,7 @@ def load_tensors(folder_uri: str, name: str) -> tuple[dict[str, Tensor], dict[st
 
     Raises:
         CheckpointError: if the files are missing, damaged or of another kind.
+        OSError: if a store is in trouble: they may be whole.
     """
     try:
         card = json.loads(fs.read_bytes(fs.join(folder_uri, f"{name}.json")))
@@ -44,6 +46,8 @@ def load_tensors(folder_uri: str, name: str) -> tuple[dict[str, Tensor], dict[st
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder_uri} holds no {name}.safetensors and .json") from error
     except (ValueError, RecursionError, safetensors.SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and not fs.is_local(folder_uri) and is_passing(error):
+            raise
         raise CheckpointError(f"{folder_uri}: {name} can't be read ({error})") from error
     if not isinstance(card, dict):
         raise CheckpointError(f"{folder_uri}/{name}.json is not a JSON object")

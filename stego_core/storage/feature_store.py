@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,25 @@ def write_unit(folder_uri: str, unit: int, table: pa.Table, features: np.ndarray
     uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
     # Numbers that never repeat: a dictionary of them would be half as large again as they are.
     fs.write_bytes(uri, table_bytes(table.cast(SCHEMA), use_dictionary=["status", "detail"]))
+
+
+def drop_units(
+    folder_uri: str, num_units: int, is_dropped: Callable[[pa.Table], bool]
+) -> list[int]:
+    """Make the units pending again whose tables are chosen; return their numbers.
+
+    Args:
+        folder_uri: of the store.
+        num_units: of the manifest; units that are not there are passed over.
+        is_dropped: `status` and `detail` of a unit's rows → whether it goes.
+    """
+    dropped = []
+    for unit in sorted(unit_names(folder_uri) & {*range(num_units)}):
+        uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
+        if is_dropped(fs.read_table(uri, ["status", "detail"])):
+            fs.delete(uri)
+            dropped.append(unit)
+    return dropped
 
 
 def read_views(folder_uri: str, num_units: int) -> Views:

@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from stego_core.errors import CheckpointError, ClusterError, InputError
 from stego_core.storage import fs
+from stego_core.storage.retry import retried
 from stego_core.storage.uris import s3_client, split
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,7 @@ def hold(uri: str, *, beat_s: float = BEAT_S) -> Iterator[Lease]:
     finally:
         stop.set()
         thread.join()
-        if not lease.is_lost:
-            fs.delete(lease.uri)
+        lease.release()
 
 
 def _owner() -> dict[str, Any]:
@@ -120,7 +120,7 @@ class _Remote(Lease):
         """Take the lease, after a dead owner's too."""
         found = fs.read_if_exists(self.uri)
         if found is None:
-            if self._put(None):
+            if retried(lambda: self._put(None)):
                 return
             found = fs.read_if_exists(self.uri) or b"{}"
         owner: dict[str, Any] = {}  # nothing is known of a record that is cut off or not ours
@@ -134,8 +134,18 @@ class _Remote(Lease):
                 break
             if latest != found:
                 raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
-        if not self._put(found):
+        if not retried(lambda: self._put(found)):
             raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
+
+    def release(self) -> None:
+        """Leave nothing of it; a successor's, or a store that is away, is left alone."""
+        try:
+            if self._is_ours(fs.read_if_exists(self.uri)):
+                fs.delete(self.uri)
+        except OSError as error:  # what the job has done counts
+            logger.warning(
+                "%s could not be deleted: the next job will wait for it (%s)", self.uri, error
+            )
 
     def beat(self, stop: threading.Event) -> None:
         """Renew the lease until `stop`; a beat that does not reach the store is left out."""

@@ -109,7 +109,12 @@ def is_image_name(path: str) -> bool:
 
 
 def list_images(
-    uri: str, *, limit: int | None = None, fraction: float = 1.0, most: int | None = None
+    uri: str,
+    *,
+    limit: int | None = None,
+    fraction: float = 1.0,
+    most: int | None = None,
+    without: str | None = None,
 ) -> Listing:
     """Return the images below a folder or prefix in stable order.
 
@@ -119,6 +124,7 @@ def list_images(
         fraction: share of the images to keep, (0, 1]. Which ones depends on each path alone, so
             they stay when others are added, and a smaller fraction is a part of a larger one.
         most: refuse more than this.
+        without: leave out what lies below this path, which ends with a slash.
 
     Raises:
         InputError: if there is none, or more than `most`.
@@ -128,6 +134,8 @@ def list_images(
     def chosen() -> Iterator[fs.ListedFile]:
         nonlocal is_empty
         for file in fs.list_files(uri):
+            if without is not None and file.path.startswith(without):
+                continue
             if is_image_name(file.path):
                 is_empty = False
                 if fraction >= 1 or image_id(file.path) < fraction * _NUM_IDS:

@@ -97,6 +97,9 @@ def find_checkpoint(starts_uri: str) -> str | None:
 
     Args:
         starts_uri: folder that holds `<start>/step-<n>/`.
+
+    Raises:
+        OSError: if a store is in trouble: without the newest, work would be done again.
     """
     folders = [
         (step, fs.join(starts_uri, start, step))

@@ -20,6 +20,7 @@ from stego_core.model.backbone import Backbone
 from stego_core.model.whitening import Whitening
 from stego_core.storage import fs
 from stego_core.storage.feature_store import StoredFeatures, Views
+from stego_core.storage.retry import is_passing
 
 IGNORE_INDEX = 255
 _LABEL_CACHE_BYTES = 256 * 2**20
@@ -198,10 +199,14 @@ class LabelSource:
         return maps
 
     def num_classes(self) -> int:
-        """Return the largest label of any image plus one; 0 if there are no labels at all."""
+        """Return the largest label of any image plus one; 0 if there are no labels at all.
+
+        Raises:
+            OSError: if a store is in trouble: without this label the number may be another.
+        """
         largest = -1
         for image_id in self._paths:
-            labels = self._image_labels(image_id)
+            labels = self._image_labels(image_id, is_needed=True)
             if labels is not None and (valid := labels[labels != IGNORE_INDEX]).size:
                 largest = max(largest, int(valid.max()))
         return largest + 1
@@ -219,13 +224,18 @@ class LabelSource:
         )
         return resize_labels(labels, side, side, box=boxes[self._views.crops[view]])
 
-    def _image_labels(self, image_id: int) -> np.ndarray | None:
+    def _image_labels(self, image_id: int, *, is_needed: bool = False) -> np.ndarray | None:
         if image_id in self._cache:
             self._cache.move_to_end(image_id)
             return self._cache[image_id]
+        uri = self._dataset.label_uri(self._paths[image_id])
         try:
-            data = fs.read_if_exists(self._dataset.label_uri(self._paths[image_id]))
-        except OSError:  # labels may be missing in any way: training does not need them
+            data = fs.read_if_exists(uri)
+        except OSError as error:  # labels may be missing in any way: training needs none
+            if not fs.is_local(uri) and is_passing(error):
+                if is_needed:
+                    raise
+                return None  # and is asked for again
             data = None
         labels = None if data is None else self._decoder.label(data)
         if isinstance(labels, ImageFailure):

@@ -18,6 +18,7 @@ from stego_core.images.decode import ImageFailure
 from stego_core.images.geometry import resize_image
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
+from stego_core.masks.verify import mask_files
 from stego_core.storage import fs
 from stego_core.storage.lease import hold
 from stego_core.storage.run import RunDirectory
@@ -35,7 +36,7 @@ _CURVES = ("loss/total", "loss/self", "loss/knn", "loss/random", "loss/cluster")
 
 def plan_report(job: ReportJob) -> list[str]:
     """Return what a run would do, one line each, without touching anything."""
-    parts = fs.list_names(fs.join(job.masks, "masks"))
+    parts = mask_files(job.masks)
     return [f"masks: {job.masks}: {len(parts)} file(s)", f"report: {job.masks}/report/index.html"]
 
 
@@ -46,10 +47,11 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
         InputError: if there are no masks.
         CheckpointError: if another job writes it.
     """
-    folder = fs.join(job.masks, "masks")
-    parts = [fs.join(folder, n) for n in fs.list_names(folder) if n.endswith(".parquet")]
+    parts = mask_files(job.masks)
     if not parts:
-        raise InputError(f"{folder} holds no masks; run segment_bucket.py --out {job.masks}")
+        raise InputError(
+            f"{job.masks}/masks holds no masks; run segment_bucket.py --out {job.masks}"
+        )
     clusters = _cluster_table(parts[0])
     names = [cluster["name"] for cluster in clusters]
     source = RunDirectory(job.masks, job="report")

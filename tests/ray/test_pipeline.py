@@ -100,9 +100,9 @@ def test_one_and_two_actors_give_the_same_bytes_as_a_killed_and_resumed_run(
 
     killed = tmp_path / "killed"
     process = cluster.start("segment_bucket.py", *common, "--out", str(killed))
-    kill_when(process, lambda: list(killed.glob("_units/*.parquet")))
+    kill_when(process, lambda: list(killed.glob("_units/*/*.parquet")))
     assert not (killed / "_SUCCESS").exists()
-    assert 0 < len(list(killed.glob("_units/*.parquet"))) < 30
+    assert 0 < len(list(killed.glob("_units/*/*.parquet"))) < 30
     cluster.run("segment_bucket.py", *common, "--out", str(killed))
     assert files(killed / "masks") == expected
     assert not list(killed.glob("_units/*"))

@@ -53,7 +53,7 @@ def test_actors_and_a_kill_change_no_byte_of_200_segmented_photographs(
     assert masks(tmp_path / "two") == expected
     killed = tmp_path / "killed"
     process = cluster.start("segment_bucket.py", *common, "--out", str(killed))
-    kill_when(process, lambda: len(list(killed.glob("_units/*.parquet"))) >= 3)
+    kill_when(process, lambda: len(list(killed.glob("_units/*/*.parquet"))) >= 3)
     assert not (killed / "_SUCCESS").exists()
     cluster.run("segment_bucket.py", *common, "--out", str(killed))
     assert masks(killed) == expected

@@ -22,7 +22,7 @@ def logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "setup", lambda *, debug: None)
 
 
-def end(out: Path, error: Exception, *, begun: bool) -> int:
+def end(out: Path, error: BaseException, *, begun: bool) -> int:
     def run(job: MineJob, where: RunDirectory) -> None:
         if begun:
             where.status("running", stage="mine")
@@ -48,6 +48,13 @@ def test_a_job_that_never_began_leaves_what_an_earlier_one_said(
     (tmp_path / "status.json").write_text('{"state": "done"}')
     assert end(tmp_path, error, begun=False) == 2
     assert json.loads((tmp_path / "status.json").read_text()) == {"state": "done"}
+
+
+def test_a_job_that_is_ended_from_outside_says_so(tmp_path: Path) -> None:
+    assert end(tmp_path, SystemExit(15), begun=True) == 15  # as Ray does at SIGTERM
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 15)
+    assert "ended from outside" in status["error"]
 
 
 def test_what_a_store_refuses_is_a_setting_and_no_bug(tmp_path: Path) -> None:

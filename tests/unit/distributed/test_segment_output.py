@@ -31,6 +31,25 @@ def test_an_output_and_an_empty_folder_are_taken(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "masks" / "part-00000.parquet").exists()
 
 
+def test_an_output_below_its_input_is_no_input(tmp_path: Path) -> None:
+    names = ["0.png", "masks.png", "masks/report/images/0.png", "masks-of-1/1.png"]
+    root = write_tree(tmp_path, {name: png_bytes(picture()) for name in names})
+    for slash in ("", "/"):
+        job = SegmentJob(input=f"{root}{slash}", out=str(root / "masks"))
+        found = [file.path for file in segment._list_input(job, job.input)]
+        assert sorted(found) == ["0.png", "masks-of-1/1.png", "masks.png"]
+    assert len(segment._list_input(SegmentJob(out="/elsewhere"), str(root))) == 4
+
+
+def test_a_slash_at_the_end_is_no_other_input(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"model.safetensors": b"x", "model.json": b"{}"})
+    records = [
+        segment._record(SegmentJob(), str(tmp_path), source=f"s3://bucket/photos{slash}")
+        for slash in ("", "/")
+    ]
+    assert records[0] == records[1]
+
+
 def test_the_job_asks_before_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path, {"images/0.png": png_bytes(picture()), "masks/0.png": b"drawn"})
     monkeypatch.setattr(segment, "find_model", lambda model: model)

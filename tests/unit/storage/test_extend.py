@@ -14,11 +14,12 @@ from stego_core.config.schema import PredictConfig
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.errors import SchemaError
 from stego_core.masks.table import SCHEMA, to_parquet
-from stego_core.masks.verify import SUCCESS, main, verify_output
+from stego_core.masks.verify import SUCCESS, main, mask_files, part_name, verify_output
 from stego_core.storage import fs
 from stego_core.storage.extend import compare, read_shards
 from stego_core.storage.manifest import (
     digest_files,
+    image_id,
     list_images,
     manifest_table,
     read_manifest,
@@ -62,7 +63,7 @@ def do_pending(run):
         ]
         assert len(rows) == todo.num_images(unit)
         data = to_parquet(pa.Table.from_pylist(rows, SCHEMA), {})
-        fs.write_bytes(run.path("_units", f"unit-{unit:08d}.parquet"), data)
+        fs.write_bytes(fs.join(todo.folder, f"unit-{unit:08d}.parquet"), data)
         todo.unit_done(unit)
     run.write_json(SUCCESS, verify_output(run.uri).record())
     return pending
@@ -90,22 +91,86 @@ def test_an_output_of_two_settings_is_no_output(run):
         verify_output(run.uri)
 
 
+def unit_file(run, names):
+    """Return a unit's file of these images, as another run may have written it."""
+    rows = [dict.fromkeys(SCHEMA.names) | {"image_id": image_id(n), "status": "ok"} for n in names]
+    return to_parquet(pa.Table.from_pylist(rows, SCHEMA), {})
+
+
+@pytest.mark.parametrize("settings", ["f0", "f1"])
+def test_a_unit_that_comes_late_is_of_no_other_manifest_or_settings(run, source, settings):
+    late = fs.join(shards(run).folder, "unit-00000002.parquet")
+    (source / "7.png").write_bytes(b"new")
+    grow(run, source)
+    if settings == "f0":  # of the manifest before
+        fs.write_bytes(late, unit_file(run, ["4.png", "5.png"]))
+    else:  # of a job before `--overwrite`, of the same manifest
+        uri = run.path("manifest.parquet")
+        other = Shards(run.uri, uri, per_shard=2, metadata={"stego.fingerprint": settings})
+        number = shards(run).pending()[0]
+        name = f"unit-{number:08d}.parquet"
+        fs.write_bytes(fs.join(other.folder, name), unit_file(run, ["7.png"]))
+    do_pending(run)
+    assert verify_output(run.uri).is_ordered
+    assert parts(run)["part-00002.parquet"] == ["7.png"]
+    assert not fs.exists(late)
+
+
+def test_a_part_or_unit_that_was_cut_off_is_made_again(run):
+    manifest = read_manifest(run.path("manifest.parquet"))
+    todo, whole = shards(run), fs.read_bytes(run.path("masks", "part-00000.parquet"))
+    for unit in (0, 1):
+        names = [row["path"] for row in manifest.read_unit(unit).to_pylist()]
+        fs.write_bytes(fs.join(todo.folder, f"unit-{unit:08d}.parquet"), unit_file(run, names))
+    fs.write_bytes(run.path("masks", "part-00000.parquet"), whole[:-20])
+    assert not shards(run).pending()
+    assert verify_output(run.uri).is_ordered
+    fs.delete(run.path("masks", "part-00000.parquet"))
+    fs.write_bytes(fs.join(todo.folder, "unit-00000000.parquet"), whole[:-20])
+    names = [row["path"] for row in manifest.read_unit(1).to_pylist()]
+    fs.write_bytes(fs.join(todo.folder, "unit-00000001.parquet"), unit_file(run, names))
+    assert shards(run).pending() == [0]
+    assert do_pending(run) == [0]
+    assert verify_output(run.uri).is_ordered
+
+
+def test_files_that_no_job_made_stay_and_are_not_read(run, source):
+    names = ["notes.txt", "x.parquet", "part-00000.parquet.bak", "part-x.parquet"]
+    for name in names:
+        fs.write_bytes(run.path("masks", name), b"a user's own")
+    (source / "7.png").write_bytes(b"new")
+    grow(run, source)
+    do_pending(run)
+    assert verify_output(run.uri).is_ordered
+    assert all(fs.read_bytes(run.path("masks", name)) == b"a user's own" for name in names)
+
+
+def test_parts_come_in_the_order_of_their_numbers(run):
+    for part in (99_999, 100_000):
+        fs.write_bytes(run.path("masks", part_name(part)), b"")
+    assert [uri.rpartition("-")[2] for uri in mask_files(run.uri)][2:] == [
+        "99999.parquet",
+        "100000.parquet",
+    ]
+
+
 def test_images_that_could_not_be_read_are_found_and_done_again(run, source):
     part = run.path("masks", "part-00000.parquet")
     rows = pq.read_table(part).to_pylist()
     for row, status in zip(rows, ["read_denied", "truncated", "vanished"], strict=False):
         row["status"] = status
+    rows[3] |= {"status": "too_many_pixels", "detail": "not enough memory to decode it"}
     told = {"stego.fingerprint": "f0"}
     fs.write_bytes(part, to_parquet(pa.Table.from_pylist(rows, SCHEMA), told))
     again = unread_images(run.uri, list_images(str(source)))
-    assert again.tolist() == [rows[0]["image_id"], rows[2]["image_id"]]
+    assert again.tolist() == [rows[n]["image_id"] for n in (0, 2, 3)]
     (source / "2.png").unlink()  # what has vanished for good keeps its row
     grow(run, source, again)
     assert do_pending(run) == [2]
     assert parts(run) == {
-        "part-00000.parquet": ["1.png", "2.png", "3.png"],
+        "part-00000.parquet": ["1.png", "2.png"],
         "part-00001.parquet": ["4.png", "5.png", "6.png"],
-        "part-00002.parquet": ["0.png"],
+        "part-00002.parquet": ["0.png", "3.png"],
     }
     assert not len(unread_images(run.uri, list_images(str(source))))  # a retry has nothing to do
 

@@ -167,6 +167,37 @@ def test_a_bucket_that_is_not_there_or_refuses_is_told(monkeypatch, code, status
         pass
 
 
+def test_a_store_that_fails_for_a_moment_is_asked_again(store, monkeypatch):
+    write, answers = fs.write_bytes, iter([OSError("SLOW_DOWN"), OSError("SLOW_DOWN")])
+
+    def fail_twice(*args):
+        if error := next(answers, None):
+            raise error
+        write(*args)
+
+    monkeypatch.setattr(fs, "write_bytes", fail_twice)
+    with hold(store, beat_s=BEAT_S) as lease:
+        lease.check()
+
+
+def test_what_ends_leaves_the_lease_of_its_successor(store):
+    uri = fs.join(store, "_owner.json")
+    with hold(store, beat_s=60) as lease:  # so that it does not notice
+        fs.write_bytes(uri, b'{"id": "another"}')
+        assert not lease.is_lost
+    assert fs.read_bytes(uri) == b'{"id": "another"}'
+
+
+def test_a_store_that_is_away_at_the_end_changes_no_outcome(store, monkeypatch, caplog):
+    def fail(*args):
+        raise OSError("the store is away")
+
+    with hold(store, beat_s=60):
+        monkeypatch.setattr(fs, "delete", fail)
+    assert "could not be deleted" in caplog.text
+    monkeypatch.undo()
+
+
 def test_a_lease_that_somebody_removed_is_lost(store):
     with hold(store, beat_s=BEAT_S) as lease:
         wait_for(lambda: fs.delete(fs.join(store, "_owner.json")) or lease.is_lost)

@@ -19,6 +19,7 @@ from factories import (
 
 from stego_core.config.schema import ImageLimits, ViewConfig
 from stego_core.datasets.directory import Dataset
+from stego_core.storage import fs
 from stego_core.training.loop import train
 from stego_core.training.views import LabelSource
 
@@ -44,6 +45,36 @@ def write_labels(root, damage):
         elif damage == "only 255":
             path.write_bytes(png_bytes(np.full((40, 40), 255, np.uint8)))
     return str(root)
+
+
+def test_a_label_that_cant_be_read_for_the_moment_is_not_forgotten(tmp_path, monkeypatch):
+    views = make_views(NUM)
+    for number in range(NUM):
+        label = png_bytes(np.full((40, 40), 5 if number == 3 else 1, np.uint8))
+        fs.write_bytes(f"memory://label-tests/{number}.png", label)
+    paths = {int(i): f"{number}.jpg" for number, i in enumerate(views.image_ids)}
+    source = LabelSource(
+        Dataset("nowhere", "memory://label-tests"),
+        views,
+        paths,
+        config=ViewConfig(resolution=40),
+        limits=ImageLimits(),
+    )
+    read = fs.read_if_exists
+
+    def fail(uri):
+        if uri.endswith("3.png"):
+            raise OSError("AWS Error SLOW_DOWN during GetObject operation")
+        return read(uri)
+
+    monkeypatch.setattr(fs, "read_if_exists", fail)
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        source.num_classes()  # another worker may have read it: they would not agree
+    assert (source.read_maps(np.array([3]), 40) == 255).all()
+    monkeypatch.undo()
+    assert (source.read_maps(np.array([3]), 40) == 5).all()
+    assert source.num_classes() == 6
+    fs.delete("memory://label-tests")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from factories import random_maps, ring_neighbors, states_equal, train_job
 
 from stego_core.errors import CheckpointError
+from stego_core.storage import fs
 from stego_core.training.sampler import draw_step
 from stego_core.training.state import Optimizers, find_checkpoint, load_state, save_state
 from stego_core.training.step import StepBatch, Trainable
@@ -127,6 +128,28 @@ def test_the_newest_whole_checkpoint_of_all_starts_is_found(tmp_path):
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "start-001" / "step-00000030")
     (tmp_path / "start-001" / "step-00000030" / "state.json").unlink()
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "start-000" / "step-00000020")
+
+
+def test_a_store_in_trouble_has_no_damaged_checkpoint(monkeypatch):
+    """Else a training that is restarted in that moment would begin anew."""
+    root = "memory://state-tests/starts"
+    for number in (20, 40):
+        model, optimizers = fresh()
+        save_state(fs.join(root, "start-000", f"step-{number:08d}"), model, optimizers, {})
+    newest = fs.join(root, "start-000", "step-00000040")
+    assert find_checkpoint(root) == newest
+    read = fs.read_bytes
+
+    def fail(uri):
+        if "00000040" in uri:
+            raise OSError("AWS Error SLOW_DOWN during GetObject operation")
+        return read(uri)
+
+    monkeypatch.setattr(fs, "read_bytes", fail)
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        find_checkpoint(root)
+    monkeypatch.undo()
+    fs.delete("memory://state-tests")
 
 
 def test_moments_are_where_their_parameters_are():
