@@ -7,13 +7,15 @@ are those of `evaluate.py`: one global matching, K clusters, full images, no fli
 
 `--ways` evaluates each model also with flip, at three sizes, and with the CRF. All other flags are
 those of `train.py`. DATA has `imgs/{train,val}` and `labels/val`. Writes
-benchmarks/results/quality-<name of DATA>.json, or with `--ways` prediction-<name of DATA>.json.
+benchmarks/results/quality-<name of DATA>.json, or with `--ways` prediction-<name of DATA>.json;
+where settings of the training are given, their words follow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -101,7 +103,10 @@ def main() -> None:
     arguments, train_flags = parser.parse_known_args()
     result = measure(arguments, train_flags)
     kind = "prediction" if arguments.ways else "quality"
-    path = ROOT / "benchmarks" / "results" / f"{kind}-{arguments.data.name}.json"
+    # Other settings than the default's have a file of their own.
+    words = re.findall(r"[\w.]+", " ".join(train_flags))
+    name = "-".join([kind, arguments.data.name, *words])
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -22,5 +22,9 @@ class BackboneConfig(Strict):
     `blocks`: the blocks named in `blocks`, concatenated."""
     blocks: tuple[int, ...] = (-3, -2, -1)
     """Which blocks `feature = "blocks"` concatenates; negative counts from the end."""
+    positions: Literal["exact", "original"] = "exact"
+    """How learned positions are fitted to images of another size: `exact`, to the grid, bicubic
+    with antialiasing; `original`, as the code of DINO and STEGO does, bicubic without it, by a
+    scale to which a tenth of a cell is added. Of vision transformers only."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the backbone; `auto` takes bf16 where the hardware has it."""

@@ -103,7 +103,8 @@ def prepare(job: PrepareJob, run: RunDirectory, decoders: Decoders) -> None:
         problems = _write(job, run, decoders, official, splits)
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
-        shown = problems[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
+        shown = problems[:_SHOWN_PROBLEMS]
+        shown += [f"... and {more} more, all in {run.path('events.jsonl')}"] if more > 0 else []
         raise InputError("\n".join(["some files can't be used; the others are written", *shown]))
 
 
@@ -136,7 +137,7 @@ def _write(
             images=len(images),
             labels=len(labels),
             notes=found.notes,
-            problems=len(wrong),
+            problems=wrong,
         )
     return problems
 

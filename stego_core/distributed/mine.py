@@ -197,6 +197,7 @@ def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
         "backbone": find_backbone(job.backbone.name).timm_name,
         "feature": job.backbone.feature,
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
+        "positions": job.backbone.positions,
         "precision": job.backbone.precision,
         "views": asdict(job.views),
         "limits": job.limits.record(),

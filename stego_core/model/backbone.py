@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stego_core.config.schema import BackboneConfig
 from stego_core.errors import CheckpointError, ConfigError, ShapeError
 from stego_core.model.keys import attention_keys, key_projection, last_attention
+from stego_core.model.positions import use_original_positions
 from stego_core.model.registry import (
     BackboneRecord,
     build_network,
@@ -207,6 +208,8 @@ def load_backbone(config: BackboneConfig, *, device: str = "cpu") -> Backbone:
     else:
         state = fit_state(read_state(weights.path), record, weights.source)
     network.load_state_dict(state, strict=True)
+    if config.positions == "original":
+        use_original_positions(network, name=config.name)
     precision = resolve_precision(config.precision, device)
     backbone = Backbone(network, plan, record=record, weights=weights, precision=precision)
     return backbone.to(device)

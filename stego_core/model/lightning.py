@@ -133,7 +133,10 @@ def read_model(archive: TorchArchive) -> LightningModel:
         raise CheckpointError(*problems)
     is_key = settings.get("dino_feat_type") == "KK"
     backbone = BackboneConfig(
-        name=layout.backbone, weights=BACKBONE_FILE, feature="key" if is_key else "last"
+        name=layout.backbone,
+        weights=BACKBONE_FILE,
+        feature="key" if is_key else "last",
+        positions="original",
     )
     kind: Literal["nonlinear", "linear"] = "nonlinear" if layout.is_nonlinear else "linear"
     # Tensors without memory: they fit or don't before anything is read.

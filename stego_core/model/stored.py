@@ -54,6 +54,7 @@ class StoredBackbone(nn.Module):
         self._is_usable = True
         feature = settings["feature"]
         what = [settings["name"], feature, settings["blocks"] if feature == "blocks" else []]
+        what += [settings["positions"]] if settings.get("positions", "exact") != "exact" else []
         versions = [_VERSION, torch.__version__, timm.__version__]
         processor = _processor(next(backbone.parameters()).device)
         key = fingerprint(what, backbone.weights.sha256, backbone.precision, versions, processor)

@@ -21,11 +21,12 @@ from reference import neighbors_reference, stego_reference
 
 from stego_core.config.load import load_job
 from stego_core.config.schema import BackboneConfig, EvaluateJob, ImageLimits, TrainJob
+from stego_core.datasets import coco_stuff, prepare
 from stego_core.distributed.mine_stages import dropped_channels
 from stego_core.images.decode import decode_label
 from stego_core.images.geometry import Box, five_crop_boxes, resize_image, resize_labels
 from stego_core.images.views import jpeg_round_trip
-from stego_core.inference import crf
+from stego_core.inference import crf, mean_field
 from stego_core.loss.alignment import transpose_coords
 from stego_core.loss.correspondence import (
     centre,
@@ -209,8 +210,6 @@ def test_item_4_blocked_and_sharded_search_equal_brute_force(count, monkeypatch)
 
 
 def test_item_5_the_coarse_map_of_cocostuff_covers_all_182_classes():
-    reason = "the data sets' tables are not part of this installation"
-    coco_stuff = pytest.importorskip("stego_core.datasets.coco_stuff", reason=reason)
     assert sorted(coco_stuff.FINE_TO_COARSE) == list(range(182))
     assert set(coco_stuff.FINE_TO_COARSE.values()) == set(range(27))
     known = {0: 9, 1: 11, 50: 5, 51: 2, 124: 21, 156: 23, 181: 24, 178: 26}
@@ -219,9 +218,6 @@ def test_item_5_the_coarse_map_of_cocostuff_covers_all_182_classes():
 
 
 def test_item_5_ignored_values_become_255():
-    reason = "the data sets' tables are not part of this installation"
-    prepare = pytest.importorskip("stego_core.datasets.prepare", reason=reason)
-
     def mapped(name, *values):
         return prepare.DATASETS[name].to_classes(np.array([values], np.uint8))[0].tolist()
 
@@ -282,13 +278,16 @@ def test_item_7_merging_partial_confusions_is_associative():
 # Item 8: CRF
 
 
-def test_item_8_without_pairwise_weights_the_argmax_is_unchanged(monkeypatch):
-    pytest.importorskip("pydensecrf.densecrf", reason="the extra `crf` is not installed")
-    monkeypatch.setattr(crf, "GAUSSIAN_COMPAT", 0)
-    monkeypatch.setattr(crf, "BILATERAL_COMPAT", 0)
+@pytest.mark.parametrize("method", ["dense", "fast"])
+def test_item_8_without_pairwise_weights_the_argmax_is_unchanged(method, monkeypatch):
+    if method == "dense":
+        pytest.importorskip("pydensecrf.densecrf", reason="the extra `crf` is not installed")
+    for module in (crf, mean_field):
+        monkeypatch.setattr(module, "GAUSSIAN_COMPAT", 0)
+        monkeypatch.setattr(module, "BILATERAL_COMPAT", 0)
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.log_softmax(torch.randn(5, 16, 18, generator=generator), 0)
-    found = crf.refine(picture(16, 18), log_probs, "dense")
+    found = crf.refine(picture(16, 18), log_probs, method)
     np.testing.assert_array_equal(found, log_probs.argmax(0).numpy())
 
 

@@ -86,6 +86,18 @@ def test_the_paper_s_way_uses_none_of_this_project_s_departures(name):
     assert (job.loss.samples, job.loss.negatives, job.neighbors.used) == (11, 5, 7)
     assert job.backbone.name in registry_names()
     assert (job.loss.reconstruction, job.loss.alignment, job.loss.crf) == (0, 0, 0)
+    assert (job.loss.energy, job.loss.local) == ("correspondence", 0)
+    # stego-method.md, 7.1: fixed across data sets.
+    assert (job.loss.pointwise, job.loss.zero_clamp, job.loss.stabilize) == (True, True, False)
+    assert (job.loss.salience, job.loss.oracle) == (False, False)
+    assert (job.views.resolution, job.views.crop_ratio) == (224, 0.5)
+    assert job.train.batch == (32 if name.endswith("vitb8") else 16)  # see its header
+    assert (job.head.kind, job.head.dropout) == ("nonlinear", 0.1)
+    assert (job.backbone.feature, job.backbone.precision) == ("last", "fp32")
+    assert job.backbone.positions == "original"
+    assert (job.neighbors.stored, job.neighbors.method) == (30, "exact")
+    assert (job.train.ema, job.train.select, job.train.reset_probes_at) == (0, "last", None)
+    assert (job.clusters.extra, job.clusters.alpha) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,9 @@ def test_a_perfect_match_among_27_clusters_has_the_probability_that_is_promised(
     products[5] = 1
     code = torch.zeros(3, 1, 1)
     code[0] = 1
-    assert grid_confidence(products, code, alpha=2.0)[0] == pytest.approx(0.22, abs=0.005)
+    assert grid_confidence(products, code, alpha=2.0)[0] == pytest.approx(
+        math.exp(2) / (math.exp(2) + 26), abs=1e-6
+    )
 
 
 def test_a_segmentation_has_labels_at_full_size_and_confidence_on_the_grid(segmenter):
