@@ -23,6 +23,7 @@ from stego_core.config.base import (
 from stego_core.config.chaos import FaultsConfig
 from stego_core.config.compat import EvaluateCompat, ImageCompat, MineCompat, TrainCompat
 from stego_core.config.doctor import DoctorJob
+from stego_core.config.export import ExportJob
 from stego_core.config.limits import ImageLimits as ImageLimits
 from stego_core.config.method import ClustersConfig, HeadConfig, LossConfig, TrainConfig
 from stego_core.config.neighbors import NeighborsConfig as NeighborsConfig
@@ -203,6 +204,8 @@ class ReportJob(_Job):
     """Output of evaluate.py, where there are labels."""
     images: Positive = 60
     """Images shown, spread evenly over all; those of `metrics` that were worst come on top."""
+    names: str | None = None
+    """TOML file of names by cluster id, as for `export_masks.py`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,4 +290,5 @@ Job = (
     | ImportJob
     | ChaosJob
     | DoctorJob
+    | ExportJob
 )

@@ -32,7 +32,18 @@ _NOT_ALLOWED = {
     errno.EEXIST,
     errno.EFBIG,
 }
-_PATHS = ("out", "input", "model", "masks", "metrics", "source", "checkpoint", "json", "settings")
+_PATHS = (
+    "names",
+    "out",
+    "input",
+    "model",
+    "masks",
+    "metrics",
+    "source",
+    "checkpoint",
+    "json",
+    "settings",
+)
 JobT = TypeVar("JobT", bound=Job)
 
 

@@ -24,7 +24,7 @@ from stego_core.distributed.segment_finish import finish_unit, masks_rows
 from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.distributed.units import Stage, run_units, units_at_once
-from stego_core.errors import CheckpointError, ImageProblem, StegoError, TooManyFailures
+from stego_core.errors import ImageProblem, StegoError, TooManyFailures
 from stego_core.inference.crf import require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
@@ -94,7 +94,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     record = _record(job, folder, source=source)
     with hold(job.out) as lease:
         if not job.overwrite:
-            _refuse_others(run)
+            run.refuse_others(_RESULTS)
         is_same = run.claim(record, overwrite=job.overwrite, clear=lambda: _clear(run))
         manifest_uri = run.path("manifest.parquet")
         is_complete = is_same and run.read_json(SUCCESS)
@@ -118,17 +118,6 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
             _complete(job, run, folder, metadata, lease)
         lease.check()
         _close(job, run)
-
-
-def _refuse_others(run: RunDirectory) -> None:
-    """Raise CheckpointError if there is what no output has made: `masks/` may be drawn by hand."""
-    if run.read_json("fingerprint.json") is not None:
-        return
-    if found := sorted({*fs.list_names(run.uri)} & {*_RESULTS}):
-        raise CheckpointError(
-            f"{run.uri} has {', '.join(found)}, but no fingerprint.json, so no output made it: "
-            "give another --out, or --overwrite to delete it"
-        )
 
 
 def _clear(run: RunDirectory) -> None:

@@ -18,11 +18,12 @@ _NO_CLUSTER, _NO_CLUSTER_COLOR = 255, (128, 128, 128)  # as in overlays and repo
 _LEVEL = 6  # zlib level: 9 is ten times slower for a tenth less (measured on 320² label maps)
 
 
-def encode_mask(labels_HW: np.ndarray) -> bytes:
+def encode_mask(labels_HW: np.ndarray, colors: np.ndarray | None = None) -> bytes:
     r"""Return a label map as PNG bytes; the same map always gives the same bytes.
 
     Args:
         labels_HW: (H, W) uint8 or uint16 cluster ids.
+        colors: uint8 (N, 3) of ids 0, 1, ...; None takes the clusters' own.
 
     >>> bytes(encode_mask(np.zeros((2, 3), np.uint8))[:4])
     b'\x89PNG'
@@ -30,9 +31,11 @@ def encode_mask(labels_HW: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     if labels_HW.dtype == np.uint8:
         image = Image.fromarray(labels_HW)
-        colors = cluster_colors(256)
-        colors[_NO_CLUSTER] = _NO_CLUSTER_COLOR
-        image.putpalette(colors.tobytes())
+        palette = cluster_colors(256)
+        if colors is not None:
+            palette[: len(colors)] = colors
+        palette[_NO_CLUSTER] = _NO_CLUSTER_COLOR
+        image.putpalette(palette.tobytes())
     else:
         image = Image.fromarray(labels_HW.astype(np.uint16))
     image.save(buffer, "PNG", compress_level=_LEVEL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from stego_core.errors import CheckpointError
@@ -89,6 +89,20 @@ class RunDirectory:
         """Return a JSON file below the directory, or None if it isn't there."""
         data = fs.read_if_exists(self.path(name))
         return None if data is None else dict(json.loads(data))
+
+    def refuse_others(self, results: Collection[str]) -> None:
+        """Raise CheckpointError if there is what no run has made: it may be a user's own.
+
+        Args:
+            results: files and folders that a run of this job writes, and deletes.
+        """
+        if self.read_json("fingerprint.json") is not None:
+            return
+        if found := sorted({*fs.list_names(self.uri)} & {*results}):
+            raise CheckpointError(
+                f"{self.uri} has {', '.join(found)}, but no fingerprint.json, so no output made "
+                "it: give another --out, or --overwrite to delete it"
+            )
 
     def claim(
         self,

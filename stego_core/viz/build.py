@@ -16,6 +16,7 @@ from stego_core.errors import ImageProblem, InputError, SchemaError
 from stego_core.images.apart import ApartDecoder
 from stego_core.images.decode import ImageFailure
 from stego_core.images.geometry import resize_image
+from stego_core.masks.classes import read_names
 from stego_core.masks.codec import decode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.masks.verify import mask_files
@@ -52,8 +53,9 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
         raise InputError(
             f"{job.masks}/masks holds no masks; run segment_bucket.py --out {job.masks}"
         )
-    clusters = _cluster_table(parts[0])
-    names = [cluster["name"] for cluster in clusters]
+    clusters = cluster_table(parts[0])
+    given = read_names(job.names, len(clusters))
+    names = [given.get(k) or cluster["name"] for k, cluster in enumerate(clusters)]
     source = RunDirectory(job.masks, job="report")
     with hold(run.uri):
         index = write_report(
@@ -67,7 +69,8 @@ def build_report(job: ReportJob, run: RunDirectory) -> None:
     logger.info("report: %s", index)
 
 
-def _cluster_table(part_uri: str) -> list[dict[str, str]]:
+def cluster_table(part_uri: str) -> list[dict[str, str]]:
+    """Return name and colour of each cluster, as a file of masks has them."""
     metadata = fs.read_footer(part_uri).metadata or {}
     return list(json.loads(metadata[b"stego.clusters"]))
 

@@ -17,6 +17,7 @@ from stego_core.config.load import load_job
 from stego_core.config.schema import (
     ChaosJob,
     EvaluateJob,
+    ExportJob,
     ImportJob,
     MineJob,
     PrepareJob,
@@ -39,6 +40,7 @@ JOBS = {
     "import": ImportJob,
     "chaos": ChaosJob,
     "doctor": DoctorJob,
+    "export": ExportJob,
 }
 
 

@@ -18,16 +18,16 @@ def test_what_no_output_made_is_not_deleted(name: str, tmp_path: Path) -> None:
     root = write_tree(tmp_path, {"images/0.png": png_bytes(picture()), name: b"drawn by hand"})
     run = RunDirectory(str(root), job="segment")
     with pytest.raises(CheckpointError, match=f"{name.partition('/')[0]}, but no fingerprint"):
-        segment._refuse_others(run)
+        run.refuse_others(segment._RESULTS)
     assert (root / name).read_bytes() == b"drawn by hand"
 
 
 def test_an_output_and_an_empty_folder_are_taken(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "out"), job="segment")
-    segment._refuse_others(run)
+    run.refuse_others(segment._RESULTS)
     run.claim({"seed": 1})
     write_tree(tmp_path / "out", {"masks/part-00000.parquet": b"of an earlier run"})
-    segment._refuse_others(run)
+    run.refuse_others(segment._RESULTS)
     assert (tmp_path / "out" / "masks" / "part-00000.parquet").exists()
 
 
