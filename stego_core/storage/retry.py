@@ -19,6 +19,7 @@ GIVE_UP_S: Final = 150.0
 """How long a fault may last: a store that is away for two minutes costs nothing but time."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 15.0
+_DOUBT_S, _LOOKS = 5.0, 8
 _LASTING_CLASSES: Final = (
     FileNotFoundError,
     PermissionError,
@@ -79,6 +80,7 @@ def retried(
     *,
     seconds: float = GIVE_UP_S,
     sleep: Callable[[float], object] = time.sleep,
+    is_passing: Callable[[OSError], bool] = is_passing,
 ) -> _Result:
     """Return what the operation returns; repeat it after errors that pass.
 
@@ -89,6 +91,7 @@ def retried(
         operation: can be repeated without harm.
         seconds: of waiting after which its error is raised.
         sleep: waits.
+        is_passing: tells after which errors it is repeated.
 
     Raises:
         OSError: as the operation raised it.
@@ -107,6 +110,60 @@ def retried(
             sleep(wait_s)
 
 
+class _Doubts:
+    """Refusals that are not believed at once: a store under load refuses what it has allowed.
+
+    Looking again takes seconds, and a store may refuse millions of objects for good reasons: in a
+    process each bucket has a few such looks in vain.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[str, int] = {}
+
+    def answered(self, uri: str) -> None:
+        """Take note that the bucket of `uri` allowed something."""
+        self._left.setdefault(_bucket(uri), _LOOKS)
+
+    def has(self, uri: str) -> bool:
+        """Tell whether a refusal deserves another look, and count it."""
+        left = self._left.get(_bucket(uri), 0)
+        if left:
+            self._left[_bucket(uri)] = left - 1
+        return left > 0
+
+    def paid(self, uri: str) -> None:
+        """Take note that a look was not in vain."""
+        self._left[_bucket(uri)] += 1
+
+
+_doubts = _Doubts()
+
+
+def _bucket(uri: str) -> str:
+    return "/".join(uri.split("/", 3)[:3])
+
+
+def _asked(uri: str, operation: Callable[[], _Result]) -> _Result:
+    try:
+        result = retried(operation)
+    except OSError as error:
+        if not _is_denied(error) or not _doubts.has(uri):
+            raise
+        # Seconds, not minutes: mostly it is meant.
+        result = retried(operation, seconds=_DOUBT_S, is_passing=_may_be_a_slip)
+        _doubts.paid(uri)
+    _doubts.answered(uri)
+    return result
+
+
+def _is_denied(error: OSError) -> bool:
+    return any(word in str(error) for word in DENIED)
+
+
+def _may_be_a_slip(error: OSError) -> bool:
+    return is_passing(error) or _is_denied(error)
+
+
 def repeated(uri: str, operation: Callable[[], _Result]) -> _Result:
     """Run an operation on `uri` that can be repeated; local ones fail for good.
 
@@ -116,9 +173,9 @@ def repeated(uri: str, operation: Callable[[], _Result]) -> _Result:
         OSError: any other, as `retried`.
     """
     try:
-        return operation() if is_local(uri) else retried(operation)
+        return operation() if is_local(uri) else _asked(uri, operation)
     except OSError as error:
-        if any(word in str(error) for word in DENIED):
+        if _is_denied(error):
             raise PermissionError(str(error)) from error
         if any(word in str(error) for word in GONE):
             raise FileNotFoundError(str(error)) from error

@@ -1,11 +1,12 @@
 """What is repeated, how long, and what never is."""
 
 import errno
+from functools import partial
 
 import pytest
 
-from stego_core.storage import fs
-from stego_core.storage.retry import is_passing, retried
+from stego_core.storage import fs, retry
+from stego_core.storage.retry import is_passing, repeated, retried
 
 
 class Store:
@@ -71,6 +72,43 @@ def test_what_repetition_can_not_change_is_raised_at_once(error):
 )
 def test_what_a_store_says_when_it_is_away_passes(text):
     assert is_passing(OSError(text))
+
+
+REFUSED = OSError("AWS Error ACCESS_DENIED during GetObject operation: No response body.")
+
+
+@pytest.fixture
+def doubts(monkeypatch):
+    """No doubts of earlier tests, and no waiting."""
+    monkeypatch.setattr(retry, "_doubts", retry._Doubts())
+    monkeypatch.setattr(retry, "retried", partial(retried, sleep=lambda seconds: None))
+
+
+def test_a_refusal_of_a_bucket_that_has_answered_is_not_believed_at_once(doubts):
+    uri = "s3://bucket/photos/a.jpg"
+    for _ in range(2):  # nothing is known of the bucket
+        store = Store(2, REFUSED)
+        with pytest.raises(PermissionError):
+            repeated(uri, store)
+        assert store.calls == 1
+    assert repeated(uri, Store(0, REFUSED)) == "answer"
+    for _ in range(50):  # it was wrong each time: the store has an hour of these
+        assert repeated("s3://bucket/photos/b.jpg", Store(3, REFUSED)) == "answer"
+    with pytest.raises(PermissionError):  # another bucket
+        repeated("s3://other/a.jpg", Store(1, REFUSED))
+
+
+def test_a_bucket_that_means_what_it_says_costs_a_few_looks(doubts):
+    repeated("s3://bucket/fine.jpg", Store(0, REFUSED))
+    calls = []
+    for number in range(30):
+        store = Store(10**6, REFUSED)
+        with pytest.raises(PermissionError):
+            repeated(f"s3://bucket/{number}.jpg", store)
+        calls.append(store.calls)
+        repeated("s3://bucket/fine.jpg", Store(0, REFUSED))
+    assert min(calls[:8]) > 2
+    assert {*calls[8:]} == {1}
 
 
 def test_local_files_are_not_asked_twice(tmp_path, monkeypatch):
