@@ -254,6 +254,22 @@ def test_unusable_files_are_all_named_after_the_others_are_written(tmp_path):
     assert len(list((out / "labels/train").iterdir())) == 4
 
 
+def test_of_many_unusable_files_the_rest_is_in_the_events(tmp_path, monkeypatch):
+    monkeypatch.setattr("stego_core.datasets.prepare._SHOWN_PROBLEMS", 1)
+    root, out = TREES["cityscapes27"](tmp_path / "in"), tmp_path / "out"
+    names = [f"aachen_{n:06d}_000019_gtFine_labelIds.png" for n in (0, 1)]
+    for name in names:
+        (root / "gtFine/train/aachen" / name).write_bytes(b"broken")
+    with pytest.raises(InputError) as caught:
+        run(job_of("cityscapes27", root, out))
+    lines = str(caught.value).splitlines()
+    assert names[0] in lines[1]
+    assert lines[2] == f"... and 1 more, all in {out}/events.jsonl"
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    told = [one for event in events for one in event.get("problems", [])]
+    assert [name in one for name, one in zip(names, told, strict=True)] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
