@@ -27,6 +27,7 @@ from stego_core.distributed.units import Stage, map_threads, receipt_table, run_
 from stego_core.images.apart import ApartDecoder
 from stego_core.images.decode import ImageFailure
 from stego_core.inference.scoring import count_pixels
+from stego_core.masks.table import quarantine_table
 from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import Segmenter
@@ -116,9 +117,10 @@ class StoreWorker:
                     tensors[f"{row:08d}.features"] = one.contiguous()
                     tensors[f"{row:08d}.labels"] = torch.from_numpy(labels)
         fs.write_bytes(_unit_uri(self._uri, unit), safetensors.torch.save(tensors))
-        return receipt_table(
-            unit=unit, images=len(tensors) // 2, failed_labels=label_rows(table, failures)
-        )
+        columns = ["image_id", "image_uri", "status", "detail"]
+        failed = quarantine_table(table.select(columns), stage="evaluate").to_pylist()
+        failed += label_rows(table, failures)
+        return receipt_table(unit=unit, images=len(tensors) // 2, failed=failed)
 
     def _features(self, pixels: np.ndarray) -> torch.Tensor:
         maps: torch.Tensor = self._backbone(self._backbone.prepare(torch.from_numpy(pixels)))
@@ -161,10 +163,12 @@ def store_labelled(
         resolution=job.predict.resolution, patch=backbone.patch_size, nearest=nearest
     )
     receipts = _run(job, trial, store, manifest, (prepare, dataset))
-    if failed := [row for receipt in receipts for row in receipt["failed_labels"]]:
+    if failed := [row for receipt in receipts for row in receipt["failed"]]:
         uri, why = failed[0]["image_uri"], f"{failed[0]['reason']}, {failed[0]['detail']}"
-        count = len(failed)
-        logger.warning("labels of %d images can't be used, the first of %s: %s", count, uri, why)
+        logger.warning(
+            "%d images, or their labels, can't be used to score, the first %s: %s",
+            *(len(failed), uri, why),
+        )
     return store
 
 
