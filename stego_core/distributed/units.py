@@ -46,6 +46,9 @@ UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _NO_PROGRESS_S = 900.0  # longer than any unit, and than a store that is away
 # Ray Data gives a plan up and leaves an actor that hangs with its CPUs: it must have ended before.
 _UNIT_S = 840.0
+# Of tasks beside actors, which leave little more than a CPU of a small node: if a task of each kind
+# did not fit, Ray Data would finish nothing before everything is read.
+_SMALL_CPUS = 0.5
 _AT_A_TIME = 2  # units in work in an actor, which share its threads (see `map_threads`)
 _IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
 
@@ -237,7 +240,7 @@ def _stream(
     data = data.map_batches(
         _fetch,
         fn_kwargs={"stage": fetch, "ledger": ledger},
-        num_cpus=1,
+        num_cpus=1 if actors.num_gpus else _SMALL_CPUS,
         max_retries=UNIT_RETRIES,
         **one_unit,
     )
@@ -258,7 +261,7 @@ def _stream(
     data = data.map_batches(
         _finish,
         fn_kwargs={"stage": finish, "guard": finishing},
-        num_cpus=0.5,
+        num_cpus=_SMALL_CPUS,
         max_retries=UNIT_RETRIES,
         **one_unit,
     )

@@ -1,0 +1,29 @@
+"""On a machine of few CPUs results are finished while others are computed, not at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from ray_cluster import ROOT, Cluster
+
+pytestmark = pytest.mark.ray
+
+
+def test_units_are_finished_while_others_are_computed(cluster: Cluster) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "small_cluster.py")],
+        env=cluster.env | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    receipts = json.loads(done.stdout.splitlines()[-1])
+    finished = sorted(receipt["finished"] for receipt in receipts)
+    # What is computed is lost in a kill until it is finished, which is when masks are written.
+    for receipt in receipts:
+        before = sum(one["began"] < receipt["began"] for one in receipts)
+        assert before - sum(end < receipt["began"] for end in finished) <= 6
