@@ -319,6 +319,7 @@ def test_centre_crop_scores_the_centre_square_at_the_resolution_of_prediction(tm
                 "pixel_height": [h],
                 "pixel_width": [w],
                 "label": pa.array([png_bytes(labels)], pa.large_binary()),
+                "label_failure": pa.nulls(1),
             }
         )
         worker = EvaluateWorker(

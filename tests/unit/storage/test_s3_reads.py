@@ -85,6 +85,7 @@ def test_an_object_that_can_not_be_read_is_a_row_with_its_reason_and_no_other_is
             Bucket=BUCKET, Key=key.replace(FOLDER, "refused"), Body=store.read(key)
         )
     monkeypatch.setattr(retry, "retried", partial(retry.retried, seconds=0.3))
+    monkeypatch.setattr(retry, "_DOUBT_S", 0.3)
     with FaultProxy(store.port, choose=choose) as proxy:
         here(proxy.url)
         files = list(fs.list_files(f"s3://{BUCKET}/refused"))
@@ -98,9 +99,9 @@ def test_an_object_that_can_not_be_read_is_a_row_with_its_reason_and_no_other_is
     (failed,) = [row["detail"] for row in rows if row["status"] == "read_failed"]
     # As pyarrow names it depends on whether the answer's body was read before it was dropped.
     assert any(word in failed for word in ("SLOW_DOWN", "SERVICE_UNAVAILABLE", "503"))
-    # What may pass is asked for until the time is over, what does not pass is not.
+    # What may pass is asked for until the time is over, a refusal a few times.
     assert asked["picture-002.png"] > 2 * uris._SDK_ATTEMPTS
-    assert asked["picture-005.png"] == asks
+    assert asks < asked["picture-005.png"] <= 5 * asks
 
 
 def test_an_object_that_goes_between_its_size_and_its_content_is_not_found(
