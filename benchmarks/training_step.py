@@ -36,7 +36,7 @@ def mined(model: str) -> tuple[TrainJob, Manifest, Views, str]:
     flags = ["--config", str(Path(model, "config.resolved.toml"))]
     # A number of clusters that was chosen stands in no configuration.
     job = load_job(TrainJob, [*flags, "--clusters.count", str(record["clusters"])], prog="bench")
-    key = json.loads(Path(model, "mine.json").read_text())["key"]
+    key = json.loads(Path(model, "mine.json").read_text())["features"]
     store = str(Path(model, "features", key))
     manifest = read_manifest(f"{store}/manifest.parquet")
     return job, manifest, read_views(store, manifest.num_units), store
@@ -46,7 +46,7 @@ def train_data(
     model: str, features: FeatureSource, stored: FeatureSource, views: Views, job: TrainJob
 ) -> TrainData:
     """Return what a step sees; `features` is what differs between the two sides."""
-    key = json.loads(Path(model, "mine.json").read_text())["key"]
+    key = json.loads(Path(model, "mine.json").read_text())["features"]
     neighbors = neighbor_indices(
         read_table(str(Path(model, "neighbors")), key=key), views, job.neighbors.used
     )

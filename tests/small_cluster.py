@@ -10,11 +10,12 @@ import sys
 import time
 
 import pyarrow as pa
+import ray
 
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.units import Stage, receipt_table, run_units
 
-UNITS = 12
+UNITS = 16
 
 
 def fetch(unit, *, deaths=0):
@@ -40,6 +41,7 @@ def finish(unit, table):
 def main():
     """Print one JSON list of receipts."""
     done = {}
+    ray.init("local", num_cpus=2, include_dashboard=False)
     with connect():
         receipts = run_units(
             lambda: [unit for unit in range(UNITS) if unit not in done],

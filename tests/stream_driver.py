@@ -73,7 +73,7 @@ class Noted:
 
 
 def mined_of(job: TrainJob) -> Mined:
-    key = json.loads(Path(job.out, "mine.json").read_text())["key"]
+    key = json.loads(Path(job.out, "mine.json").read_text())["features"]
     store = f"{job.out}/features/{key}"
     weights = resolve_weights(find_backbone(job.backbone.name), job.backbone.weights)
     dataset = open_dataset(job.data.root, job.data.split)

@@ -26,7 +26,8 @@ class DeathLedger:
         A task of several units begins with the first again when it dies at a later one: a unit
         whose deaths were forgotten would kill it once more.
         """
-        self._open[unit] -= 1
+        # A ledger that was restarted knows nothing of the begin.
+        self._open[unit] = max(0, self._open[unit] - 1)
 
 
 def start_ledger() -> Any:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -20,7 +21,7 @@ from stego_core.config.load import dump_toml, fingerprint
 from stego_core.distributed.cluster import connect, total
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.units import last_line
-from stego_core.errors import ClusterError, ImageProblem, InputError, StegoError
+from stego_core.errors import CheckpointError, ClusterError, ImageProblem, InputError, StegoError
 from stego_core.images.apart import ApartDecoder
 from stego_core.masks.classes import Classes, name_classes, read_names
 from stego_core.masks.verify import SUCCESS, mask_files, part_number
@@ -65,18 +66,29 @@ def export_masks(job: ExportJob, run: RunDirectory) -> None:
     parts, manifest, classes = _opened(job)
     if not fs.exists(fs.join(job.masks, SUCCESS)):
         logger.warning("%s is not complete: what is there is exported", job.masks)
+    root = _root(job)
     with hold(job.out) as lease:
-        if not job.overwrite:
-            run.refuse_others(_RESULTS)
+        _refuse_others(job, run)
         run.claim(_record(job, classes), overwrite=job.overwrite, clear=lambda: _clear(run))
         fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
         run.write_json("legend.json", {"classes": classes.legend()})
         fs.write_bytes(run.path("classes.txt"), "".join(f"{n}\n" for n in classes.names).encode())
         run.status("running", stage="export")
         with connect(debug=job.debug):
-            counts = _export(job, run, parts, manifest, classes, lease)
+            counts = _export(job, run, (parts, manifest), (classes, root), lease)
     run.count(**counts)
     logger.info("%d label files: %s/labels", counts["labels"], job.out)
+
+
+def _refuse_others(job: ExportJob, run: RunDirectory) -> None:
+    """Raise CheckpointError where another job writes: `--overwrite` would delete its labels."""
+    if job.out.rstrip("/") == job.masks.rstrip("/"):
+        raise CheckpointError(f"{job.out} holds the masks: give another --out")
+    told = run.read_json("fingerprint.json")
+    if told is not None and told.get("job") != "export":
+        raise CheckpointError(f"{job.out} is the output of another job: give another --out")
+    if not job.overwrite:
+        run.refuse_others(_RESULTS)
 
 
 def _opened(job: ExportJob) -> tuple[list[str], Manifest, Classes]:
@@ -94,6 +106,7 @@ def _record(job: ExportJob, classes: Classes) -> dict[str, Any]:
     """Return all that determines the files of a mask."""
     made_by = fs.read_if_exists(fs.join(job.masks, "fingerprint.json")) or b""
     return {
+        "job": "export",
         "masks": fingerprint(made_by.decode()),
         "names": list(classes.names),
         "clusters": [list(members) for members in classes.clusters],
@@ -110,12 +123,16 @@ def _clear(run: RunDirectory) -> None:
 def _export(
     job: ExportJob,
     run: RunDirectory,
-    parts: Sequence[str],
-    manifest: Manifest,
-    classes: Classes,
+    masks: tuple[Sequence[str], Manifest],
+    shown: tuple[Classes, str],
     lease: Lease,
 ) -> dict[str, int]:
     """Export the parts that are not done; return the counts of all."""
+    (parts, manifest), (classes, root) = masks, shown
+    indices = {_index_uri(job.out, part) for part in parts}
+    for name in fs.list_names(run.path("index")):  # of parts that have no rows any more
+        if part_number(name) is not None and run.path("index", name) not in indices:
+            fs.delete(run.path("index", name))
     sources = {
         file.path: f"{file.num_bytes} {file.etag}"
         for file in fs.list_files(fs.join(job.masks, "masks"))
@@ -129,7 +146,7 @@ def _export(
         counts.update(done or {})
     rows = manifest.read(["path", "image_id"])
     names = Names(_values(rows["path"]), _values(rows["image_id"]))
-    shared = ray.put((names, classes, _root(job)))
+    shared = ray.put((names, classes, root))
     ahead = max(1, _AHEAD * int(total("CPU")))
     progress = Progress(
         run,
@@ -188,19 +205,45 @@ def export_part(
     decoder = ApartDecoder(job.limits) if job.overlays else None
     exporter = Exporter(job.out, classes, job.size == "image", decoder)
 
+    before = _files(index_uri)
+    paths: dict[int, str] = {}
+
     def write(row: dict[str, Any]) -> dict[str, Any]:
         path = row["image_uri"].removeprefix(root)
+        if path == row["image_uri"]:  # a scheme in capitals, and others that listing writes anew
+            path = paths.get(row["image_id"], path)
         return exporter.write(row, names.of(path, row["image_id"]))
 
     entries: list[dict[str, Any]] = []
     columns = ["image_id", "image_uri", "status", "detail", "mask", "image_height", "image_width"]
     with ThreadPoolExecutor(_THREADS) as pool:
         for group in fs.row_groups(part_uri, columns):
+            if not str(group["image_uri"][0]).startswith(root):
+                paths = _paths(job, group["image_id"])
             for start in range(0, group.num_rows, _AT_ONCE):
                 entries += pool.map(write, group.slice(start, _AT_ONCE).to_pylist())
     table = pa.Table.from_pylist(entries, INDEX_SCHEMA)
     fs.write_bytes(index_uri, table_bytes(table.replace_schema_metadata({_SOURCE: source})))
+    for path in before - _files(
+        index_uri
+    ):  # of an image that has no mask any more, or another name
+        fs.delete(fs.join(job.out, path))
     return _counts(table)
+
+
+def _files(index_uri: str) -> set[str]:
+    try:
+        table = fs.read_table(index_uri, ["label", "overlay"])
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return set()
+    return {path for name in table.column_names for path in table[name].to_pylist() if path}
+
+
+def _paths(job: ExportJob, ids: pa.ChunkedArray) -> dict[int, str]:
+    """Return the paths below the input of some images."""
+    rows = fs.read_table(fs.join(job.masks, "manifest.parquet"), ["image_id", "path"])
+    rows = rows.filter(pc.is_in(rows["image_id"], ids.combine_chunks()))
+    return dict(zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
 
 
 def _counts_of(index_uri: str, source: str) -> dict[str, int] | None:

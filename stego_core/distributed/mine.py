@@ -173,6 +173,7 @@ def mine(
         "mine.json",
         {
             "key": key,
+            "features": store.rpartition("/")[2],
             "record": record,
             "weights": {"source": weights.source, "sha256": weights.sha256},
             "views": len(views.image_ids),
@@ -192,12 +193,12 @@ def _unit_images(job: MineJob) -> int:
 
 
 def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
-    return {
+    positions = job.backbone.positions
+    return ({} if positions == "exact" else {"positions": positions}) | {
         "store": _STORE_VERSION,
         "backbone": find_backbone(job.backbone.name).timm_name,
         "feature": job.backbone.feature,
         "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
-        "positions": job.backbone.positions,
         "precision": job.backbone.precision,
         "views": asdict(job.views),
         "limits": job.limits.record(),

@@ -19,7 +19,7 @@ def write_quarantine(
 
     Args:
         run: of the job.
-        rows: of the table; see `QUARANTINE_SCHEMA`.
+        rows: of the table; see `QUARANTINE_SCHEMA`. Those of labels do not count as failed images.
         num_images: of the job.
         max_failed: share of them that may be in it.
 
@@ -28,8 +28,9 @@ def write_quarantine(
     """
     table = pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)
     fs.write_bytes(run.path("quarantine.parquet"), to_parquet(table, {}))
-    if len(rows) > max_failed * num_images:
+    failed = sum(row["stage"] != "label" for row in rows)  # labels only add metrics
+    if failed > max_failed * num_images:
         raise TooManyFailures(
-            f"{len(rows)} of {num_images} images can't be used; {run.uri}/quarantine.parquet says "
+            f"{failed} of {num_images} images can't be used; {run.uri}/quarantine.parquet says "
             "why (--max-failed sets the share that is allowed)"
         )

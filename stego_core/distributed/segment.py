@@ -72,7 +72,7 @@ def _list_input(job: SegmentJob, source: str) -> Sequence[fs.ListedFile]:
     """Return the images to segment; an output below its input, and its report, are none of them."""
     folder = source.rstrip("/") + "/"
     below = f"{job.out.rstrip('/')}/".removeprefix(folder) if job.out.startswith(folder) else None
-    return list_images(source, limit=job.limit, most=MAX_IMAGES, without=below)
+    return list_images(source, limit=job.limit, most=MAX_IMAGES, without=below or None)
 
 
 def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:

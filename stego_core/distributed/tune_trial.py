@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from stego_core.config.load import fingerprint
 from stego_core.config.schema import DataConfig, TrainJob
 from stego_core.config.trials import Trial
 from stego_core.distributed.labelled import LabelledStore
@@ -73,7 +74,9 @@ class Study:
     def label_key(self, trial_key: str) -> str | None:
         """Return the fingerprint of what a trial is scored on, None without labels."""
         store = self.labelled.get(trial_key)
-        return None if store is None else store.key
+        if store is None or not self.num_named:
+            return None if store is None else store.key
+        return fingerprint(store.key, self.num_named)
 
 
 def trial_uri(study_uri: str, key: str, *parts: str) -> str:

@@ -100,17 +100,17 @@ def read_names(uri: str | None, num_clusters: int) -> dict[int, str]:
     if uri is None:
         return {}
     try:
-        given = tomllib.loads(fs.read_bytes(uri).decode())
+        given = tomllib.loads(fs.read_bytes(uri).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"--names {uri}: no such file") from error
     except (ValueError, OSError) as error:
         raise ConfigError(f"--names {uri} is no TOML file: {error}") from error
     names, problems = {}, []
     for key, name in given.items():
-        cluster = int(key) if key.isascii() and key.isdigit() else -1
+        cluster = int(key) if key.isascii() and key.isdigit() and key == str(int(key)) else -1
         if not 0 <= cluster < num_clusters:
             problems.append(f"{key}: no cluster; they are 0 to {num_clusters - 1}")
-        elif not isinstance(name, str) or "\n" in name:
+        elif not isinstance(name, str) or len(name.splitlines()) > 1:
             problems.append(f"{key}: the name must be one line of text")
         else:
             names[cluster] = name.strip()

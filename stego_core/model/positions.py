@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stego_core.errors import ConfigError
@@ -47,10 +48,12 @@ def use_original_positions(network: nn.Module, *, name: str) -> None:
     Raises:
         ConfigError: if the network has no learned positions.
     """
-    add_positions = getattr(type(network), "_pos_embed", None)
-    if add_positions is None or getattr(network, "pos_embed", None) is None:
+    add_positions: Any = VisionTransformer._pos_embed
+    is_plain = getattr(type(network), "_pos_embed", None) is add_positions
+    if not is_plain or getattr(network, "pos_embed", None) is None:
         raise ConfigError(
-            f"backbone.positions = original: backbone '{name}' has no learned positions"
+            f"backbone.positions = original: backbone '{name}' has no learned positions, or adds "
+            "them in a way of its own"
         )
     model: Any = network
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens

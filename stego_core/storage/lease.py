@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _NAME: Final = "_owner.json"
 BEAT_S: Final = 10.0
+_PATIENCE_S: Final = 60.0
 _SILENT_BEATS: Final = 4  # without a change, after which the owner is taken for dead
 
 
@@ -120,7 +121,7 @@ class _Remote(Lease):
         """Take the lease, after a dead owner's too."""
         found = fs.read_if_exists(self.uri)
         if found is None:
-            if retried(lambda: self._put(None)):
+            if self._put_patiently(None):
                 return
             found = fs.read_if_exists(self.uri) or b"{}"
         owner: dict[str, Any] = {}  # nothing is known of a record that is cut off or not ours
@@ -134,7 +135,7 @@ class _Remote(Lease):
                 break
             if latest != found:
                 raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
-        if not retried(lambda: self._put(found)):
+        if not self._put_patiently(found):
             raise _busy(self.uri.removesuffix(f"/{_NAME}"), owner)
 
     def release(self) -> None:
@@ -162,6 +163,12 @@ class _Remote(Lease):
 
     def _body(self) -> bytes:
         return json.dumps(self._record).encode()
+
+    def _put_patiently(self, replaces: bytes | None) -> bool:
+        # The other stores' requests are repeated one by one already.
+        if split(self.uri)[0] in ("s3", "s3a"):
+            return retried(lambda: self._put(replaces), seconds=_PATIENCE_S)
+        return self._put(replaces)
 
     def _put(self, replaces: bytes | None, *, is_renewal: bool = False) -> bool:
         """Write the record if the lease still is what it was, or ours; tell whether it was."""

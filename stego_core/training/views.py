@@ -199,14 +199,10 @@ class LabelSource:
         return maps
 
     def num_classes(self) -> int:
-        """Return the largest label of any image plus one; 0 if there are no labels at all.
-
-        Raises:
-            OSError: if a store is in trouble: without this label the number may be another.
-        """
+        """Return the largest label of any image plus one; 0 if there are no labels at all."""
         largest = -1
         for image_id in self._paths:
-            labels = self._image_labels(image_id, is_needed=True)
+            labels = self._image_labels(image_id)
             if labels is not None and (valid := labels[labels != IGNORE_INDEX]).size:
                 largest = max(largest, int(valid.max()))
         return largest + 1
@@ -224,7 +220,7 @@ class LabelSource:
         )
         return resize_labels(labels, side, side, box=boxes[self._views.crops[view]])
 
-    def _image_labels(self, image_id: int, *, is_needed: bool = False) -> np.ndarray | None:
+    def _image_labels(self, image_id: int) -> np.ndarray | None:
         if image_id in self._cache:
             self._cache.move_to_end(image_id)
             return self._cache[image_id]
@@ -233,8 +229,6 @@ class LabelSource:
             data = fs.read_if_exists(uri)
         except OSError as error:  # labels may be missing in any way: training needs none
             if not fs.is_local(uri) and is_passing(error):
-                if is_needed:
-                    raise
                 return None  # and is asked for again
             data = None
         labels = None if data is None else self._decoder.label(data)

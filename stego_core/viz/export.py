@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePosixPath
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from stego_core.masks.classes import Classes
 from stego_core.masks.codec import decode_mask, encode_mask
 from stego_core.storage import fs
 from stego_core.storage.names import below
+from stego_core.storage.retry import is_passing
 from stego_core.viz.overlay import encode_jpeg, overlay, resize_labels
 
+_drawing = Lock()  # one at a time in a process: a large picture takes 60 bytes a pixel
 INDEX_SCHEMA = pa.schema(
     [
         ("image_id", pa.int64()),
@@ -30,7 +33,7 @@ INDEX_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-_LONGEST = 240  # bytes of a part of a path: file systems take 255, the suffix included
+_LONGEST = 200  # bytes of a part of a path: file systems take 255, a temporary name 38 more
 
 
 class Names:
@@ -127,12 +130,16 @@ class Exporter:
     def _overlay(self, image_uri: str, labels: np.ndarray, name: str) -> dict[str, Any]:
         assert self.decoder is not None  # noqa: S101 - else nobody asks
         try:
-            pixels = self.decoder.image(fs.read_bytes(image_uri))
+            data = fs.read_bytes(image_uri)
         except OSError as error:  # moved since
+            if not fs.is_local(image_uri) and is_passing(error):
+                raise  # the part is done again
             return {"detail": f"no overlay: {' '.join(str(error).split())[:200]}"}
-        if isinstance(pixels, ImageFailure):
-            return {"detail": f"no overlay: {pixels.problem.value}, {pixels.detail}"}
+        with _drawing:
+            pixels = self.decoder.image(data)
+            if isinstance(pixels, ImageFailure):
+                return {"detail": f"no overlay: {pixels.problem.value}, {pixels.detail}"}
+            jpeg = encode_jpeg(overlay(pixels, labels, self.classes.colors))
         path = f"overlays/{name}.jpg"
-        drawn = overlay(pixels, labels.astype(np.int64), self.classes.colors)
-        fs.write_bytes(fs.join(self.out, path), encode_jpeg(drawn))
+        fs.write_bytes(fs.join(self.out, path), jpeg)
         return {"overlay": path}

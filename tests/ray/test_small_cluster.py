@@ -26,4 +26,4 @@ def test_units_are_finished_while_others_are_computed(cluster: Cluster) -> None:
     # What is computed is lost in a kill until it is finished, which is when masks are written.
     for receipt in receipts:
         before = sum(one["began"] < receipt["began"] for one in receipts)
-        assert before - sum(end < receipt["began"] for end in finished) <= 6
+        assert before - sum(end < receipt["began"] for end in finished) <= 9

@@ -29,3 +29,10 @@ def test_a_unit_that_ended_has_no_deaths() -> None:
     for _ in range(3):
         assert ledger.begin("work 1") == 0
         ledger.end("work 1")
+
+
+def test_a_ledger_that_was_restarted_counts_no_lives_too_many() -> None:
+    ledger = DeathLedger()
+    ledger.end("work 1")  # begun in its earlier life
+    assert ledger.begin("work 1") == 0
+    assert ledger.begin("work 1") == 1

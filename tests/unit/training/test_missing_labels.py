@@ -68,8 +68,7 @@ def test_a_label_that_cant_be_read_for_the_moment_is_not_forgotten(tmp_path, mon
         return read(uri)
 
     monkeypatch.setattr(fs, "read_if_exists", fail)
-    with pytest.raises(OSError, match="SLOW_DOWN"):
-        source.num_classes()  # another worker may have read it: they would not agree
+    assert source.num_classes() == 2  # labels are not worth a training
     assert (source.read_maps(np.array([3]), 40) == 255).all()
     monkeypatch.undo()
     assert (source.read_maps(np.array([3]), 40) == 5).all()
