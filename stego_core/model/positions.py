@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stego_core.errors import ConfigError
@@ -48,6 +47,8 @@ def use_original_positions(network: nn.Module, *, name: str) -> None:
     Raises:
         ConfigError: if the network has no learned positions.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     add_positions: Any = VisionTransformer._pos_embed
     is_plain = getattr(type(network), "_pos_embed", None) is add_positions
     if not is_plain or getattr(network, "pos_embed", None) is None:
