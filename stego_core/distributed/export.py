@@ -224,9 +224,8 @@ def export_part(
                 entries += pool.map(write, group.slice(start, _AT_ONCE).to_pylist())
     table = pa.Table.from_pylist(entries, INDEX_SCHEMA)
     fs.write_bytes(index_uri, table_bytes(table.replace_schema_metadata({_SOURCE: source})))
-    for path in before - _files(
-        index_uri
-    ):  # of an image that has no mask any more, or another name
+    # Of images that have no mask any more, or another name.
+    for path in before - _files(index_uri):
         fs.delete(fs.join(job.out, path))
     return _counts(table)
 
