@@ -42,6 +42,7 @@ _Result = TypeVar("_Result")
 
 MAX_BLOCKS = 20_000
 ATTEMPTS = 5
+_LONG_S = 3600.0  # an attempt that lasted so long is no sign of a failure that comes at once again
 UNIT_RETRIES = 4  # of a unit whose process died; Ray Data would go on for ever
 _NO_PROGRESS_S = 900.0  # longer than any unit, and than a store that is away
 # Ray Data gives a plan up and leaves an actor that hangs with its CPUs: it must have ended before.
@@ -163,27 +164,27 @@ def run_units(
 
     Raises:
         StegoError: as a stage raised it.
-        ClusterError: if an attempt ends in another error without any unit done, or the last one
-            does.
+        ClusterError: if an attempt ends in another error without any unit done, or `ATTEMPTS` end
+            in one within an hour each.
     """
     configure(debug=debug)
     ledger, stages = start_ledger(), (fetch, work, finish)
-    for attempt in range(1, ATTEMPTS + 1):
-        units = list(pending())
-        if not units:
-            return
-        done = 0
+    attempt = short = 0
+    while short < ATTEMPTS and (units := list(pending())):
+        attempt, short, done = attempt + 1, short + 1, 0
+        began = time.monotonic()
         plan = _planned(actors, attempt)
         try:
             for receipt in _stream(units, ledger, stages, plan, seconds):
                 done += 1
                 yield receipt
         except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
-            if not done or attempt == ATTEMPTS:
+            short = short if time.monotonic() - began < _LONG_S else 0
+            if not done or short == ATTEMPTS:
                 reason = last_line(error)
                 raise ClusterError(f"Ray failed {attempt} time(s), last: {reason}") from error
             logger.warning("Ray failed after %d units; going on: %s", done, last_line(error))
-            time.sleep(min(2**attempt, 30))
+            time.sleep(min(2**short, 30))
         # The error's frames hold the failed plan, whose actors hold CPUs until it is collected.
         gc.collect()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 from ray.exceptions import RayError
 
@@ -19,8 +21,10 @@ def run(monkeypatch):
     monkeypatch.setattr(units, "_planned", lambda actors, attempt: actors)
     monkeypatch.setattr(units.time, "sleep", lambda seconds: None)
 
-    def run(*fails_after):
+    def run(*fails_after, seconds=1.0):
         done, attempts = [], []
+        clock = count(step=seconds)
+        monkeypatch.setattr(units.time, "monotonic", lambda: next(clock))
 
         def stream(pending, ledger, stages, actors, seconds):
             attempts.append(list(pending))
@@ -61,7 +65,12 @@ def test_an_attempt_that_completes_nothing_is_the_last(run):
     assert error == "Ray failed 2 time(s), last: was lost"
 
 
-def test_there_are_five_attempts_at_most(run):
+def test_there_are_five_short_attempts_at_most(run):
     done, attempts, error = run(*[1] * 9)
     assert (len(done), len(attempts)) == (5, 5) == (ATTEMPTS, ATTEMPTS)
     assert error.startswith("Ray failed 5 time(s)")
+
+
+def test_an_attempt_of_more_than_an_hour_is_not_counted(run):
+    done, attempts, error = run(*[1] * 5, 9, seconds=3601.0)
+    assert (done, len(attempts), error) == ([0, 1, 2, 3, 4, 5], 6, "")
