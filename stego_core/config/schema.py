@@ -142,6 +142,9 @@ class SegmentJob(_ImagesJob):
     """Folder or URI of images."""
     model: str = "runs/default"
     """Run directory or checkpoint folder of a trained model."""
+    weights: str | None = None
+    """File or URI of the backbone's weights where the place that the training had them from can't
+    be reached: they must be the same file, by SHA-256."""
     out: str = "runs/default-masks"
     """Where masks, quarantine and status go."""
     actors: Positive = 1
@@ -182,6 +185,9 @@ class EvaluateJob(_ImagesJob):
 
     data: DataConfig = field(default_factory=lambda: DataConfig(split="val"))
     model: str = "runs/default"
+    weights: str | None = None
+    """File or URI of the backbone's weights where the place that the training had them from can't
+    be reached: they must be the same file, by SHA-256."""
     out: str = "runs/default-eval"
     actors: Positive = 1
     crf: bool = False

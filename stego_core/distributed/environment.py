@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Where a job's buckets lie: workers hear it from the driver, because the cluster may be older than
-# the job. Credentials stay out: a runtime environment is readable by all who see the cluster.
+# Where a job's buckets and timm's hub lie: workers hear it from the driver, because the cluster may
+# be older than the job. Credentials stay out: a runtime environment is readable by all who see the
+# cluster.
 _HANDED_TO_WORKERS = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -21,6 +22,8 @@ _HANDED_TO_WORKERS = (
     "STEGO_S3_ADDRESSING",
     "STEGO_GS_ANONYMOUS",
     "STORAGE_EMULATOR_HOST",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
 )
 # torch asks the kernel for large pages for tensors of 2 MB and more: to touch a new tensor costs a
 # fault for each of its pages, which took as long as the arithmetic (docs/performance.md).

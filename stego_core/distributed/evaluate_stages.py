@@ -129,7 +129,9 @@ class EvaluateWorker:
     def __init__(
         self, *, model: str, precision: str, device: str, threads: int, job: EvaluateJob
     ) -> None:
-        self._segmenter: Segmenter = load_segmenter(model, precision=precision, device=device)
+        self._segmenter: Segmenter = load_segmenter(
+            model, weights=job.weights, precision=precision, device=device
+        )
         self._stored: StoredBackbone | None = None
         if job.store.uri is not None:
             settings = self._segmenter.card["backbone"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import Segmenter
 from stego_core.storage import fs
-from stego_core.storage.manifest import Manifest, digest_files, write_manifest
+from stego_core.storage.manifest import digest_files, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class StoreWorker:
         threads: batches computed at a time.
         limits: of the decoder.
         uri: folder of the store.
+        weights_sha256: of the driver's weights.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class StoreWorker:
         threads: int,
         limits: ImageLimits,
         uri: str,
+        weights_sha256: str,
     ) -> None:
-        self._backbone = load_backbone(backbone, device=device)
+        self._backbone = load_backbone(backbone, device=device, sha256=weights_sha256)
         self._batch, self._threads, self._uri = batch, threads, uri
         self._decoder = ApartDecoder(limits)
 
@@ -162,7 +164,10 @@ def store_labelled(
     prepare = WholeImage(
         resolution=job.predict.resolution, patch=backbone.patch_size, nearest=nearest
     )
-    receipts = _run(job, trial, store, manifest, (prepare, dataset))
+    fetch = {"manifest": manifest, "prepare": prepare, "dataset": dataset}
+    work = {"backbone": trial.backbone, "weights_sha256": weights_sha256}
+    limits = {"limits": trial.limits}
+    receipts = _run(job, store, fetch | limits, work | limits)
     if failed := [row for receipt in receipts for row in receipt["failed"]]:
         uri, why = failed[0]["image_uri"], f"{failed[0]['reason']}, {failed[0]['detail']}"
         logger.warning(
@@ -173,12 +178,8 @@ def store_labelled(
 
 
 def _run(
-    job: TuneJob,
-    trial: TrainJob,
-    store: LabelledStore,
-    manifest: Manifest,
-    source: tuple[WholeImage, Dataset],
-) -> Any:
+    job: TuneJob, store: LabelledStore, fetch: dict[str, Any], work: dict[str, Any]
+) -> Iterable[dict[str, Any]]:
     def pending() -> list[int]:
         done = {*fs.list_names(store.uri)}
         names = (_unit_name(unit) for unit in range(store.num_units))
@@ -187,9 +188,7 @@ def _run(
     if not pending():
         return iter(())
     actors = plan_actors(1)
-    fetch = {"manifest": manifest, "prepare": source[0], "dataset": source[1]}
-    work = {
-        "backbone": trial.backbone,
+    work |= {
         "batch": job.predict.batch,
         "device": actors.device,
         "threads": actors.threads,
@@ -197,10 +196,10 @@ def _run(
     }
     return run_units(
         pending,
-        fetch=Stage(fetch_labelled, fetch | {"limits": trial.limits}),
-        work=Stage(StoreWorker, work | {"limits": trial.limits}),
+        fetch=Stage(fetch_labelled, fetch),
+        work=Stage(StoreWorker, work),
         finish=Stage(pass_on, {}),
         actors=actors,
-        seconds=trial.limits.max_seconds,
+        seconds=work["limits"].max_seconds,
         debug=job.debug,
     )

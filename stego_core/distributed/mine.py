@@ -253,6 +253,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
                 "threads": actors.threads,
                 "store_uri": mined.store_uri,
                 "is_stored": mined.is_stored,
+                "weights_sha256": mined.weights.sha256,
             },
             probe=EmbedProbe,
         ),

@@ -31,12 +31,20 @@ class EmbedWorker:
         threads: batches computed at a time.
         store_uri: folder of the feature store.
         is_stored: whether patch features are kept, or embeddings only.
+        weights_sha256: of the driver's weights; None does not compare.
     """
 
     def __init__(
-        self, *, job: MineJob, device: str, threads: int, store_uri: str, is_stored: bool
+        self,
+        *,
+        job: MineJob,
+        device: str,
+        threads: int,
+        store_uri: str,
+        is_stored: bool,
+        weights_sha256: str | None = None,
     ) -> None:
-        self._backbone = load_backbone(job.backbone, device=device)
+        self._backbone = load_backbone(job.backbone, device=device, sha256=weights_sha256)
         self._threads, self._store_uri, self._is_stored = threads, store_uri, is_stored
         self._seed = job.seed if job.compat.mining_dropout else None
 
@@ -130,10 +138,19 @@ class FeatureWorker:
         device: of torch.
         threads: batches computed at a time.
         side: of a view, pixels.
+        weights_sha256: of the weights that mining had; None does not compare.
     """
 
-    def __init__(self, *, config: BackboneConfig, device: str, threads: int, side: int) -> None:
-        self._backbone = load_backbone(config, device=device)
+    def __init__(
+        self,
+        *,
+        config: BackboneConfig,
+        device: str,
+        threads: int,
+        side: int,
+        weights_sha256: str | None = None,
+    ) -> None:
+        self._backbone = load_backbone(config, device=device, sha256=weights_sha256)
         self._threads, self._shape = threads, (-1, side, side, 3)
 
     def __call__(self, number: int, table: pa.Table) -> pa.Table:

@@ -42,7 +42,9 @@ class SegmentWorker:
     def __init__(
         self, *, model: str, precision: str, device: str, threads: int, job: SegmentJob
     ) -> None:
-        self._segmenter = load_segmenter(model, precision=precision, device=device)
+        self._segmenter = load_segmenter(
+            model, weights=job.weights, precision=precision, device=device
+        )
         self._device, self._threads, self._job = device, threads, job
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:

@@ -55,12 +55,14 @@ class StreamSettings:
         cutter: of the views.
         images: of the views.
         shape: (h, w, C) of each view's features.
+        weights_sha256: of the weights that mining had; None does not compare.
     """
 
     backbone: BackboneConfig
     cutter: ViewCutter
     images: ViewImages
     shape: tuple[int, int, int]
+    weights_sha256: str | None = None
 
 
 class StreamedFeatures:
@@ -187,6 +189,7 @@ class StreamedFeatures:
             "device": actors.device,
             "threads": actors.threads,
             "side": settings.cutter.side,
+            "weights_sha256": settings.weights_sha256,
         }
         data = data.map_batches(
             Worker,

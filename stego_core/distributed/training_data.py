@@ -150,6 +150,7 @@ def stream_settings(job: TrainJob, mined: Mined, views: Views) -> StreamSettings
         images=ViewImages(views.image_ids, views.crops, _uris(mined)),
         # An embedding is the mean of a view's features.
         shape=(side // patch, side // patch, views.embeddings.shape[1]),
+        weights_sha256=mined.weights.sha256,
     )
 
 
@@ -160,7 +161,7 @@ def _uris(mined: Mined) -> dict[int, str]:
 
 def _pixels(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FromBackbone:
     return FromBackbone(
-        load_backbone(mined.backbone, device=device),
+        load_backbone(mined.backbone, device=device, sha256=mined.weights.sha256),
         views,
         _uris(mined),
         config=job.views,

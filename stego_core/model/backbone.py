@@ -5,17 +5,14 @@ Legend: B images, H W pixels, C feature channels, h w grid, N tokens.
 
 from __future__ import annotations
 
-import argparse
 import threading
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from stego_core.config.schema import BackboneConfig
-from stego_core.errors import CheckpointError, ConfigError, ShapeError
+from stego_core.errors import ConfigError, ShapeError
 from stego_core.model.keys import attention_keys, key_projection, last_attention
 from stego_core.model.positions import use_original_positions
 from stego_core.model.registry import (
@@ -25,7 +22,7 @@ from stego_core.model.registry import (
     fit_state,
     random_state,
 )
-from stego_core.model.weights import ResolvedWeights, resolve_weights
+from stego_core.model.weights import ResolvedWeights, read_state, resolve_weights
 
 
 class _Plan(NamedTuple):
@@ -186,23 +183,27 @@ class Backbone(nn.Module):
         return features, keys_BNC[:, 0] if has_token else None
 
 
-def load_backbone(config: BackboneConfig, *, device: str = "cpu") -> Backbone:
+def load_backbone(
+    config: BackboneConfig, *, device: str = "cpu", sha256: str | None = None
+) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
         config: name, weights, kind of feature and precision.
         device: where it runs, as torch names it.
+        sha256: of the weights that another process of the job, or the model, has.
 
     Raises:
         ConfigError: if the name is not known, the network has no such features, or no weights
             can be found.
-        CheckpointError: if the weights don't fit.
+        CheckpointError: if the weights don't fit, or are others than those of `sha256`.
         InputError: if the weights file can't be read.
     """
     record = find_backbone(config.name)
     network = build_network(record.timm_name)
     plan = _plan_features(network, record, config)
     weights = resolve_weights(record, config.weights)
+    weights.refuse_others(sha256)
     if weights.path is None:
         state = random_state(record)
     else:
@@ -235,39 +236,6 @@ def resolve_precision(precision: str, device: str) -> str:
     else:
         has_bf16 = False
     return "bf16" if has_bf16 else "fp32"
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Read the tensors of a file without running any code of it.
-
-    Training checkpoints that keep the network below `teacher` (DINO), `state_dict` or `model` are
-    understood, and so are names behind `module.` and `backbone.`.
-
-    Raises:
-        CheckpointError: if the file is damaged or holds more than plain data.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            # DINO's full checkpoints carry their argparse namespace: plain data, no code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip, pickle and torch have no common error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"weights {path} are damaged or hold more than tensors ({reason}); "
-            "get the file again or convert it to .safetensors"
-        ) from error
-    for wrapper in ("teacher", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"weights {path} hold no table of tensors; give another file")
-    state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    prefix = "backbone."
-    below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return below or state
 
 
 def _plan_features(network: nn.Module, record: BackboneRecord, config: BackboneConfig) -> _Plan:

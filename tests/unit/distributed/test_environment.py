@@ -41,6 +41,7 @@ def test_workers_of_a_cluster_are_told_the_settings_unless_the_submission_was(mo
     assert worker_environment()["env_vars"][PAGES] == "1"
     submitted = f'{{"runtime_env": {{"working_dir": "x", "env_vars": {{"{PAGES}": "0"}}}}}}'
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", submitted)
-    for name in [name for name in os.environ if name.startswith(("AWS_", "STEGO_", "STORAGE_"))]:
+    told = ("AWS_", "STEGO_", "STORAGE_", "HF_")
+    for name in [name for name in os.environ if name.startswith(told)]:
         monkeypatch.delenv(name)
     assert worker_environment() == {}

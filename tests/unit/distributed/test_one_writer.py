@@ -26,9 +26,12 @@ from stego_core.distributed.mine import Mined, mine_neighbors
 from stego_core.distributed.train import train_model
 from stego_core.distributed.tune import tune_study
 from stego_core.errors import CheckpointError, ClusterError
+from stego_core.model.weights import ResolvedWeights
 from stego_core.storage.lease import Lease, hold
 from stego_core.storage.manifest import list_images, write_manifest
 from stego_core.storage.run import RunDirectory
+
+WEIGHTS = ResolvedWeights(None, "random", "0" * 64)
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_mining_that_lost_its_lease_does_not_go_on(root, tmp_path, monkeypatch):
     monkeypatch.setattr(mine, "run_units", lambda *_, **__: iter([{"statuses": {"ok": 1}}] * 3))
     manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=1)
     backbone = MineJob().backbone
-    mined = Mined(None, manifest, str(tmp_path / "store"), True, "key", None, backbone)
+    mined = Mined(None, manifest, str(tmp_path / "store"), True, "key", WEIGHTS, backbone)
     run, lease = RunDirectory(str(tmp_path / "run"), job="mine"), Lease()
     mine._embed(MineJob(), run, mined, lease)
     lease.is_lost = True
@@ -94,7 +97,7 @@ def test_what_a_killed_mining_left_is_counted_as_it_is(root, tmp_path, monkeypat
     manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=2)
     assert manifest.sizes() == [2, 1]  # the last unit is shorter
     store = write_tree(tmp_path, {"store/unit-00000000.parquet": b"done"}) / "store"
-    mined = Mined(None, manifest, str(store), True, "key", None, MineJob().backbone)
+    mined = Mined(None, manifest, str(store), True, "key", WEIGHTS, MineJob().backbone)
     mine._embed(MineJob(), RunDirectory(str(tmp_path / "run"), job="mine"), mined, Lease())
     assert counted == [2]
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from stego_core.config.schema import BackboneConfig
 from stego_core.errors import CheckpointError, ConfigError, ShapeError
-from stego_core.model.backbone import load_backbone, read_state, resolve_precision
+from stego_core.model.backbone import load_backbone, resolve_precision
 from stego_core.model.registry import build_network, find_backbone, random_state
-from stego_core.model.weights import cache_path
+from stego_core.model.weights import cache_path, read_state
 
 # Tolerance of two float32 computations of the same sum in another order.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

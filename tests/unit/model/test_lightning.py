@@ -117,6 +117,15 @@ def test_a_model_moves_with_its_backbone_and_says_where_it_came_from(tmp_path):
     assert (card["head"]["whiten"], card["head"]["smooth"]) == (0, 0)
 
 
+def test_weights_elsewhere_may_be_given(tmp_path):
+    _, path = tiny(tmp_path / "c.ckpt")
+    run = imported(path, tmp_path / "run")
+    moved = shutil.move(run / "model" / "backbone.safetensors", tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="--weights takes another place of that file"):
+        load_segmenter(str(run))
+    assert load_segmenter(str(run), weights=str(moved)).backbone.weights.path == moved
+
+
 def test_a_backbone_that_was_exchanged_is_refused(tmp_path):
     _, path = tiny(tmp_path / "c.ckpt")
     run = imported(path, tmp_path / "run")
@@ -124,7 +133,7 @@ def test_a_backbone_that_was_exchanged_is_refused(tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match="trained on backbone weights"):
+    with pytest.raises(CheckpointError, match="other weights of"):
         load_segmenter(str(run))
 
 

