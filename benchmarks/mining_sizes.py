@@ -179,7 +179,7 @@ def fitted(few: dict[str, Any], many: dict[str, Any]) -> tuple[Costs, float]:
 def predicted(size: int, costs: Costs, rate: float) -> dict[str, Any]:
     """Return the simulator's answer for one actor on an otherwise idle machine."""
     cluster = Cluster(
-        images=size, accelerators=1, accelerator_images_per_s=rate, cpus=2, efficiency=1.0
+        images=size, accelerators=1, nodes=1, accelerator_images_per_s=rate, cpus=2, efficiency=1.0
     )
     return asdict(predict(cluster, costs))
 

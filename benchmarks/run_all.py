@@ -3,17 +3,19 @@
     python -m benchmarks.run_all [--skip schedule] [--only crf knn]
 
 A benchmark that fails or runs too long keeps its older result file, and the exit code is 1. One
-that measured nothing keeps it, too; below the table stands which run rows are of.
+that measured nothing keeps it, too; below the table stands which run rows are of. The seconds of
+each and of all together go to benchmarks/results/total.json.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 
 from benchmarks import render
-from benchmarks.common import ROOT, parser
+from benchmarks.common import RESULTS, ROOT, parser
 
 _LIMIT_S = 1500  # of one benchmark
 
@@ -29,6 +31,7 @@ def main() -> int:
     if found.data:
         shared += ["--data", found.data]
     failed = []
+    took_s: dict[str, float] = {}
     for name in found.only or render.BENCHMARKS:
         if name in found.skip or not (ROOT / "benchmarks" / f"{name}.py").exists():
             continue
@@ -40,13 +43,28 @@ def main() -> int:
         except subprocess.TimeoutExpired:
             code = 1
             print(f"{name} was ended after {_LIMIT_S} s")
-        print(f"== {name}: {time.perf_counter() - started_s:.0f} s", flush=True)
+        took_s[name] = time.perf_counter() - started_s
+        print(f"== {name}: {took_s[name]:.0f} s", flush=True)
         if code:
             failed.append(name)
     render.main()
+    write_total(found.run, took_s, failed)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def write_total(run: str, took_s: dict[str, float], failed: list[str]) -> None:
+    """Print the seconds of the whole run, and write them beside the results."""
+    total_s = sum(took_s.values())
+    print(f"== all: {total_s:.0f} s", flush=True)
+    content = {
+        "run": run,
+        "seconds": round(total_s, 1),
+        "benchmarks": {name: round(one_s, 1) for name, one_s in took_s.items()},
+        "failed": failed,
+    }
+    (RESULTS / "total.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

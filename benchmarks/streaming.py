@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from stego_core.distributed.stream_plan import StreamPlan, plan_stream
 from stego_core.distributed.stream_reads import ViewImages
 from stego_core.images.views import ViewCutter
 from stego_core.model.backbone import load_backbone
+from stego_core.model.registry import find_backbone
 from stego_core.storage.feature_store import StoredFeatures, Views
 from stego_core.training.loop import LocalContext, TrainData, train
 from stego_core.training.sampler import draw_step
@@ -48,7 +50,7 @@ class _Clock(LocalContext):
 
 def images_per_s(job: TrainJob, data: TrainData, steps: int, first: int) -> float:
     """Return the images that are trained on in a second, without the first steps."""
-    settings = {"steps": first + steps, "log_every": 1, "checkpoint_every": 10**9}
+    settings: dict[str, Any] = {"steps": first + steps, "log_every": 1, "checkpoint_every": 10**9}
     clock = _Clock()
     train(replace(job, train=replace(job.train, **settings)), data, clock, device="cpu")
     took_s = clock.ends_s[-1] - clock.ends_s[first - 1]
@@ -58,9 +60,10 @@ def images_per_s(job: TrainJob, data: TrainData, steps: int, first: int) -> floa
 def _settings(
     job: TrainJob, views: Views, uris: dict[int, str], stored: StoredFeatures
 ) -> StreamSettings:
+    side = view_side(job.views, find_backbone(job.backbone.name).patch_size)
     return StreamSettings(
         backbone=job.backbone,
-        cutter=ViewCutter(view_side(job.views, 14), job.views, job.limits, job.compat),
+        cutter=ViewCutter(side, job.views, job.limits, job.compat),
         images=ViewImages(views.image_ids, views.crops, uris),
         shape=(stored.shape[0], stored.shape[1], stored.shape[2]),
     )

@@ -1,8 +1,10 @@
 """One training step from stored features, beside the same step with the backbone in the loop.
 
 Both run the whole step of `training.loop.train`: draws, features of anchors and neighbours, loss,
-backward and optimisers, batch 16, on the same views in the same order, all cores. Without a store
-the features come from decoding, cutting and the frozen backbone (bf16 where there is bf16).
+backward and optimisers, batch 16, on the same views in the same order. With the store it runs on
+one thread, as a training worker of the job does (docs/adr/0034-one-thread.md). Without a store the
+features come from decoding, cutting and the frozen backbone (bf16 where there is bf16), and the
+baseline keeps all cores.
 Needs the run directory of a training (`--model`) with its feature store, and its images.
 """
 
@@ -19,6 +21,7 @@ from benchmarks.common import Options, Row, run, seconds
 from stego_core.config.load import load_job
 from stego_core.config.schema import TrainJob
 from stego_core.model.backbone import load_backbone
+from stego_core.model.registry import find_backbone
 from stego_core.model.whitening import fit_whitening
 from stego_core.neighbors.table import neighbor_indices, read_table
 from stego_core.storage.feature_store import StoredFeatures, Views, read_views
@@ -46,7 +49,8 @@ def train_data(
     model: str, features: FeatureSource, stored: FeatureSource, views: Views, job: TrainJob
 ) -> TrainData:
     """Return what a step sees; `features` is what differs between the two sides."""
-    key = json.loads(Path(model, "mine.json").read_text())["features"]
+    # The table is of the views that were usable: its key is not always that of the store.
+    key = json.loads(Path(model, "mine.json").read_text())["key"]
     neighbors = neighbor_indices(
         read_table(str(Path(model, "neighbors")), key=key), views, job.neighbors.used
     )
@@ -61,15 +65,16 @@ def train_data(
         channels=channels,
         labels=None,
         num_classes=0,
-        side=view_side(job.views, 14),
+        side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
         shifts={"self": 0.3, "knn": 0.3, "random": 0.3},
         whitening=whitening,
         class_tokens=views.class_tokens,
     )
 
 
-def step_seconds(job: TrainJob, data: TrainData, steps: int) -> float:
-    """Return the seconds of one step, without the start of the training."""
+def step_seconds(job: TrainJob, data: TrainData, steps: int, *, threads: int) -> float:
+    """Return the seconds of one step on so many threads, without the start of the training."""
+    torch.set_num_threads(threads)
 
     def trained(count: int) -> float:
         settings = {"steps": count, "log_every": 10**9, "checkpoint_every": 10**9}
@@ -88,7 +93,7 @@ def _changed(job: TrainJob, settings: dict[str, Any]) -> TrainJob:
 
 def measure(options: Options) -> list[Row]:
     """Return the row."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
     job, manifest, views, store = mined(options.model)
     stored = FromStore(StoredFeatures(store, manifest.num_units))
     rows = manifest.read(["image_id", "image_uri"])
@@ -98,9 +103,12 @@ def measure(options: Options) -> list[Row]:
         backbone, views, uris, config=job.views, limits=job.limits, compat=job.compat
     )
     sides = [train_data(options.model, source, stored, views, job) for source in (stored, loop)]
-    step_seconds(job, sides[0], 5)  # warm
+    step_seconds(job, sides[0], 5, threads=1)  # warm
     pairs = [
-        (step_seconds(job, sides[0], _STORED_STEPS), step_seconds(job, sides[1], _BACKBONE_STEPS))
+        (
+            step_seconds(job, sides[0], _STORED_STEPS, threads=1),
+            step_seconds(job, sides[1], _BACKBONE_STEPS, threads=cores),
+        )
         for _ in range(options.repeats)
     ]
     return [
@@ -112,6 +120,7 @@ def measure(options: Options) -> list[Row]:
             facts={
                 "stored_step_s": [round(fast, 4) for fast, _ in pairs],
                 "backbone_step_s": [round(slow, 4) for _, slow in pairs],
+                "threads": {"stored": 1, "backbone": cores},
                 "batch": job.train.batch,
                 "resolution": job.views.resolution,
                 "precision": backbone.precision,
