@@ -66,7 +66,7 @@ def main():
                 {
                     "manifest": manifest,
                     "prepare": WholeImage(resolution=32, patch=16),
-                    "limits": ImageLimits(max_seconds=2),
+                    "limits": ImageLimits(max_seconds=8),
                     "decoder": decoder,
                 },
             ),

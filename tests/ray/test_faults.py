@@ -7,13 +7,12 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import ROOT, SEGMENT, Cluster, draw_pictures
+from ray_cluster import ROOT, SEGMENT, Cluster, draw_pictures, stopped
 
 from stego_core.masks.verify import row_digests, verify_output
 
@@ -57,10 +56,8 @@ def test_a_second_job_on_the_same_output_is_refused_while_the_first_runs(
     pictures, out = draw_pictures(tmp_path / "pictures", 40, seed=7), tmp_path / "out"
     job = command(pictures, model, out)
     first = cluster.start(*job)
-    while not (out / "_owner.json").exists():
-        assert first.poll() is None
-        time.sleep(0.02)
-    second = cluster.run(*job, check=2)
+    with stopped(first, out):
+        second = cluster.run(*job, check=2)
     assert f"another job (process {first.pid} on " in second.stderr
     assert first.wait() == 0
     assert verify_output(str(out)).statuses == {"ok": 40}

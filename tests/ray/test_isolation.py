@@ -23,7 +23,7 @@ def run(driver: str, pictures: Path, cluster: Cluster, folder: Path, *more: str)
         env=cluster.env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
@@ -45,7 +45,7 @@ def test_only_the_pictures_that_kill_or_hang_their_process_are_set_aside(
     assert failed == {
         "picture-003.png": killed,
         "picture-005.png": killed,
-        "picture-014.png": ("timed_out", "decoding took more than 2 s"),
+        "picture-014.png": ("timed_out", "decoding took more than 8 s"),
     }
     assert (tmp_path / "died").exists()  # it died once, and was decoded by the next process
     assert all(row[3] >= 16 * 16 * 3 for row in rows if row[1] == "ok")

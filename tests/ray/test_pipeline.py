@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from ray_cluster import SEGMENT, TRAIN, Cluster, draw_pictures, kill_when
+from ray_cluster import SEGMENT, TRAIN, Cluster, draw_pictures, kill_midway, stopped
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.ray
@@ -98,11 +98,15 @@ def test_one_and_two_actors_give_the_same_bytes_as_a_killed_and_resumed_run(
     assert files(tmp_path / "two" / "masks") == expected
     assert len(rows(tmp_path / "one")) == 60
 
-    killed = tmp_path / "killed"
-    process = cluster.start("segment_bucket.py", *common, "--out", str(killed))
-    kill_when(process, lambda: list(killed.glob("_units/*/*.parquet")))
-    assert not (killed / "_SUCCESS").exists()
-    assert 0 < len(list(killed.glob("_units/*/*.parquet"))) < 30
+    def units(out: Path) -> list[Path]:
+        return list(out.glob("_units/*/*.parquet"))
+
+    killed = kill_midway(
+        lambda out: cluster.start("segment_bucket.py", *common, "--out", str(out)),
+        tmp_path,
+        is_time=units,
+        is_over=lambda out: (out / "_SUCCESS").exists() or not 0 < len(units(out)) < 30,
+    )
     cluster.run("segment_bucket.py", *common, "--out", str(killed))
     assert files(killed / "masks") == expected
     assert not list(killed.glob("_units/*"))
@@ -206,20 +210,25 @@ def test_evaluation_scores_head_and_baseline_over_all_labels(
 def test_a_killed_training_goes_on_from_its_checkpoint(
     cluster: Cluster, data: Path, model: Path, tmp_path: Path
 ) -> None:
-    killed = tmp_path / "killed"
-    job = ["train.py", "--data.root", str(data), "--out", str(killed), *TRAIN]
-    process = cluster.start(*job)
-    while not (killed / "_owner.json").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    second = cluster.run(*job, check=2)
-    assert f"another job (process {process.pid} on " in second.stderr
-    kill_when(process, lambda: list(killed.glob("checkpoints/*/*/step-*/state.json")))
+    job = ["train.py", "--data.root", str(data), *TRAIN, "--out"]
+
+    def start(out: Path) -> subprocess.Popen:
+        process = cluster.start(*job, str(out))
+        with stopped(process, out):
+            second = cluster.run(*job, str(out), check=2)
+        assert f"another job (process {process.pid} on " in second.stderr
+        return process
+
+    killed = kill_midway(
+        start,
+        tmp_path,
+        is_time=lambda out: list(out.glob("checkpoints/*/*/step-*/state.json")),
+        is_over=lambda out: (out / "model").exists(),
+    )
     # A kill in the middle of Ray Train's own record would leave this.
     for record in killed.glob("checkpoints/*/*/checkpoint_manager_snapshot.json"):
         record.write_text("{")
-    assert not (killed / "model").exists()
-    cluster.run(*job)
+    cluster.run(*job, str(killed))
     events = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
     assert any(e["event"] == "train/resumed" and e["step"] >= 10 for e in events)
     one, two = (load_file(r / "model" / "model.safetensors") for r in (model, killed))

@@ -24,7 +24,7 @@ def found(cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactor
         env=cluster.env | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert driver.returncode == 0, driver.stdout + driver.stderr
     return json.loads(driver.stdout.splitlines()[-1])

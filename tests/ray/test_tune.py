@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import TRAIN, Cluster, kill_when
+from ray_cluster import TRAIN, Cluster, kill_midway
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.ray
@@ -31,19 +31,21 @@ def test_a_killed_study_goes_on_and_has_each_trial_once(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
-    command = study(tmp_path, data, "--out", str(out))
-    plan = cluster.run(*command, "--dry-run").stdout
+    command = study(tmp_path, data, "--out")
+    plan = cluster.run(*command, str(out), "--dry-run").stdout
     assert "trials: 4 of 4 settings, 0 done" in plan
     assert "minings: 1" in plan
     assert not out.exists()
 
-    process = cluster.start(*command)
-    kill_when(process, lambda: len(ended(out)) >= 1)
+    out = kill_midway(
+        lambda out: cluster.start(*command, str(out)),
+        tmp_path,
+        is_time=ended,
+        is_over=lambda out: len(ended(out)) == 4 or (out / "trials.parquet").exists(),
+    )
     before = ended(out)
-    assert 1 <= len(before) < 4
-    assert not (out / "trials.parquet").exists()
 
-    cluster.run(*command)
+    cluster.run(*command, str(out))
     after = ended(out)
     assert len(after) == 4
     assert {key: after[key] for key in before} == before, "a finished trial was run again"
@@ -76,7 +78,7 @@ def test_a_killed_study_goes_on_and_has_each_trial_once(
     # Features are stored in half precision: a pixel on a border may fall to the other side.
     assert metrics["cluster.miou"] == pytest.approx(best["miou"], abs=0.5)
 
-    again = cluster.run(*command)
+    again = cluster.run(*command, str(out))
     assert ended(out) == after
     assert "4 of them done" in again.stderr
 

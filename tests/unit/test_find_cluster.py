@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -41,11 +40,13 @@ def test_a_port_that_is_no_ray_is_passed_over(
     assert find_cluster() is None
 
 
-def test_a_cluster_that_was_killed_is_passed_over_at_once(note: Path) -> None:
+def test_a_cluster_that_was_killed_is_passed_over_at_once(
+    note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What takes seconds, Ray's own command, is not asked.
+    monkeypatch.setattr("stego_core.distributed.cluster._is_healthy", lambda _: True)
     note.write_text("127.0.0.1:1")
-    started_s = time.monotonic()
     assert find_cluster() is None
-    assert time.monotonic() - started_s < 6
 
 
 def test_a_named_cluster_that_does_not_answer_is_one_clear_error(

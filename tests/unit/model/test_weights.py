@@ -97,25 +97,26 @@ def test_without_network_and_cache_one_line_says_what_to_do(record):
 
 
 def test_a_hub_that_never_answers_is_given_up_within_five_seconds(record, silent_hub):
+    assert module._HUB_PROBE_S < 5
     start = time.monotonic()
     with pytest.raises(ConfigError, match="hub can't be reached"):
         resolve_weights(record, None)
-    assert time.monotonic() - start < 10  # 4.5 s of the probe, and what a busy machine adds
+    assert time.monotonic() - start < 60  # what a busy machine adds; nobody ever answers
 
 
 def test_a_probe_takes_no_longer_than_told_when_names_are_never_resolved(silent_hub, monkeypatch):
-    asked, release = threading.Event(), threading.Event()
+    asked, release, ended = (threading.Event() for _ in range(3))
 
     def hang(*_, **__):
         asked.set()
-        release.wait(20)
+        release.wait(60)
+        ended.set()
         raise OSError("given up")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    start = time.monotonic()
     assert not hub_is_reachable(timeout_s=0.5)
-    assert time.monotonic() - start < 10
-    assert asked.is_set()
+    assert not ended.is_set()  # it still waits for the name
+    assert asked.wait(60)
     release.set()
 
 
@@ -199,10 +200,19 @@ def test_a_cache_that_cannot_be_written_is_one_line(record, tmp_path, monkeypatc
 def test_many_writers_of_one_cache_file_never_show_a_part_and_leave_nothing_behind(tmp_path):
     path = tmp_path / "c" / "w.safetensors"
     payloads = [bytes([letter]) * 2_000_000 for letter in range(6)]
-    writers = [threading.Thread(target=module._store, args=(path, p)) for p in payloads]
+    is_read = threading.Event()
+
+    def write(payload):
+        module._store(path, payload)
+        while not is_read.is_set():
+            module._store(path, payload)
+
+    module._store(path, payloads[0])
+    writers = [threading.Thread(target=write, args=(payload,)) for payload in payloads]
     for writer in writers:
         writer.start()
-    seen = [path.read_bytes() for _ in range(50) if path.exists()]
+    seen = [path.read_bytes() for _ in range(50)]
+    is_read.set()
     for writer in writers:
         writer.join()
     assert all(content in payloads for content in [*seen, path.read_bytes()])
