@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 IMAGES ?= demo
-RUN    ?= runs/demo
+# One word of the shell, whatever spaces and quotes are in it.
+quoted = '$(subst ','\'',$(1))'
+# Of other pictures a run of its own, named after their folder.
+NAME   := $(if $(filter-out demo,$(IMAGES)),-$(shell basename -- $(call quoted,$(IMAGES)) | tr -c 'A-Za-z0-9._\n-' _))
+RUN    ?= runs/demo$(NAME)
 CONFIG ?= configs/demo.toml
 INPUTS ?= 1000000
 # Files of tests that run side by side; each lane has a Ray of its own.
 LANES  ?= 2
-# One word of the shell, whatever spaces and quotes are in it.
-quoted = '$(subst ','\'',$(1))'
 # All heavy lifting is in torch; pip's cache keeps a second set-up short.
 BASE   := $(VENV)/.installed-base
 SETUP  := $(VENV)/.installed

@@ -107,8 +107,9 @@ class MineJob(_ImagesJob):
     loses workers with a node, and takes them back when one joins; without it, their number is
     fixed."""
     retry: bool = False
-    """Try images again that an earlier run could not read or lacked the memory for. Where that
-    brings images back, neighbours and model are made anew."""
+    """Try images again that could not be read; with more images, the model is made anew."""
+    overwrite: bool = False
+    """Replace what was mined from other images or settings, and the model."""
     store: StoreConfig = field(default_factory=StoreConfig)
     compat: MineCompat = field(default_factory=MineCompat)
 
@@ -143,8 +144,7 @@ class SegmentJob(_ImagesJob):
     model: str = "runs/default"
     """Run directory or checkpoint folder of a trained model."""
     weights: str | None = None
-    """File or URI of the backbone's weights where the place that the training had them from can't
-    be reached: they must be the same file, by SHA-256."""
+    """The same weights of the backbone, where the place that the training had them from is away."""
     out: str = "runs/default-masks"
     """Where masks, quarantine and status go."""
     actors: Positive = 1
@@ -186,8 +186,7 @@ class EvaluateJob(_ImagesJob):
     data: DataConfig = field(default_factory=lambda: DataConfig(split="val"))
     model: str = "runs/default"
     weights: str | None = None
-    """File or URI of the backbone's weights where the place that the training had them from can't
-    be reached: they must be the same file, by SHA-256."""
+    """The same weights of the backbone, where the place that the training had them from is away."""
     out: str = "runs/default-eval"
     actors: Positive = 1
     crf: bool = False

@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 from stego_core.errors import InputError
 from stego_core.storage import fs
 
+_FEW = 20  # names that a message asks about
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -47,7 +49,8 @@ def open_dataset(root: str, split: str) -> Dataset:
     """Find images and labels of a split.
 
     Raises:
-        InputError: if the root or the split is not there; the splits that are there are named.
+        InputError: if the root or the split is not there (the splits that are there are named), or
+            `classes.txt` can't be read.
     """
     if not fs.is_folder(root):
         raise InputError(f"{root}: no such folder or prefix; check --data.root")
@@ -55,12 +58,25 @@ def open_dataset(root: str, split: str) -> Dataset:
         return Dataset(images_uri=root, labels_uri=None)
     images = fs.join(root, "imgs", split)
     if not fs.is_folder(images):
-        splits = ", ".join(fs.list_names(fs.join(root, "imgs"))) or "none"
-        raise InputError(f"{images}: no such split; there are: {splits} (--data.split)")
+        names = fs.list_names(fs.join(root, "imgs"))
+        splits = [name for name in names[:_FEW] if fs.is_folder(fs.join(root, "imgs", name))]
+        if not splits and names:
+            raise InputError(
+                f"{images}: no such split; there are none: give --data.root {root}/imgs"
+            )
+        there = ", ".join(splits) or "none"
+        raise InputError(f"{images}: no such split; there are: {there} (--data.split)")
     labels = fs.join(root, "labels", split)
-    names = fs.read_if_exists(fs.join(root, "classes.txt")) or b""
     return Dataset(
         images_uri=images,
         labels_uri=labels if fs.is_folder(labels) else None,
-        class_names=tuple(line.strip() for line in names.decode().splitlines() if line.strip()),
+        class_names=_class_names(fs.join(root, "classes.txt")),
     )
+
+
+def _class_names(uri: str) -> tuple[str, ...]:
+    try:
+        text = (fs.read_if_exists(uri) or b"").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{uri} is not UTF-8: save it in that encoding") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

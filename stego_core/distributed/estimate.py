@@ -6,6 +6,7 @@ backbone, a few steps on noise.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,12 +85,13 @@ def training_time(
     view_s = seconds_per_view(job.backbone, side)
     if step_s is None or view_s is None:
         return []
-    # The backbone works on the same CPUs as the step.
-    streamed_s = job.train.steps * step_s + views_read(job, num_views) * view_s
-    stored = f"about {_minutes(job.train.steps * step_s)} from the store"
+    # A worker has one thread, and takes its part of each batch.
+    steps_s = job.train.steps * step_s / min(job.workers, job.train.batch, os.cpu_count() or 1)
+    streamed_s = steps_s + views_read(job, num_views) * view_s
+    stored = f"about {_minutes(steps_s)} from the store"
     streamed = f"about {_minutes(streamed_s)} streamed through the backbone"
     first, second = (stored, streamed) if is_stored else (streamed, stored)
-    return [f"time of training: {first} ({second}), on the CPU of this machine"]
+    return [f"time of the steps: {first} ({second}), on the CPU of this machine"]
 
 
 def _minutes(seconds: float) -> str:

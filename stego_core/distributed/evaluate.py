@@ -123,13 +123,17 @@ def evaluate(job: EvaluateJob, run: RunDirectory) -> None:
     folder = find_model(job.model)
     backbone = _backbone_of(folder)  # damaged files end the job here, before it leaves anything
     with hold(job.out) as lease:
+        run.refuse_outputs("mine.json", "model", "fingerprint.json", "trials")
         dataset, files = _checked(job, run)
+        for name in ("metrics.json", "protocol.json", "metrics"):  # of an earlier evaluation
+            fs.delete(run.path(name))
         fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
         manifest = write_manifest(
             run.path("evaluate-manifest.parquet"), files, unit_images=job.predict.unit_images
         )
         job = _within_budget(job, backbone, manifest.num_images)
         counted = _count(job, run, (folder, backbone["name"]), dataset, manifest, lease)
+        lease.check()
         failed = sorted(counted.failed, key=lambda row: int(row["image_id"]))
         write_quarantine(run, failed, num_images=manifest.num_images, max_failed=job.max_failed)
         write_tables(job, run, dataset, counted)

@@ -55,7 +55,14 @@ def fetch_labelled(
         Also `label` (bytes, null where there is none) and `label_failure` (why one that may be
         there can't be read, as `ImageFailure`'s problem and detail; else null).
     """
-    table = fetch_unit(unit, manifest=manifest, prepare=prepare, limits=limits, deaths=deaths)
+    table = fetch_unit(
+        unit,
+        manifest=manifest,
+        prepare=prepare,
+        limits=limits,
+        root=dataset.images_uri,
+        deaths=deaths,
+    )
     uris = [dataset.label_uri(path) for path in table["path"].to_pylist()]
     with ThreadPoolExecutor(_READERS) as pool:  # many images may have none, and nobody listed them
         labels = list(pool.map(lambda uri: read_or_reason(uri, is_listed=False), uris))

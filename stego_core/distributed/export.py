@@ -87,8 +87,7 @@ def _refuse_others(job: ExportJob, run: RunDirectory) -> None:
     told = run.read_json("fingerprint.json")
     if told is not None and told.get("job") != "export":
         raise CheckpointError(f"{job.out} is the output of another job: give another --out")
-    if not job.overwrite:
-        run.refuse_others(_RESULTS)
+    run.refuse_others(_RESULTS)
 
 
 def _opened(job: ExportJob) -> tuple[list[str], Manifest, Classes]:

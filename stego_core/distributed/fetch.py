@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pyarrow as pa
 from stego_core.config.compat import MineCompat
 from stego_core.config.schema import ImageLimits, ViewConfig
 from stego_core.distributed.isolate import ChildDecoder, Decode, TimeLimit
-from stego_core.errors import ImageProblem
+from stego_core.errors import ImageProblem, InputError
 from stego_core.images.decode import ImageFailure, decode_image
 from stego_core.images.geometry import fit_grid, resize_image
 from stego_core.images.views import cut_view, view_count
@@ -44,6 +45,7 @@ def fetch_unit(
     manifest: Manifest,
     prepare: Prepare,
     limits: ImageLimits,
+    root: str | None = None,
     decoder: Decoder = decode_image,
     deaths: int = 0,
 ) -> pa.Table:
@@ -54,6 +56,7 @@ def fetch_unit(
         manifest: what to read.
         prepare: decoded image (H, W, 3) and image id → uint8 (..., h, w, 3) for the model.
         limits: of the decoder.
+        root: folder of the images; None does not ask whether it is there.
         decoder: bytes and limits → RGB uint8 (H, W, 3) or a failure.
         deaths: how often a process died or was ended at this unit; from the first on, each image
             is decoded in a child process, so that one that kills it is found.
@@ -61,6 +64,9 @@ def fetch_unit(
     Returns:
         The manifest's columns and `status`, `detail`, `image_height`, `image_width` (after EXIF
         orientation), `pixels` (raw bytes, null unless ok), `pixel_height`, `pixel_width`.
+
+    Raises:
+        InputError: if no image is there, because this machine does not see their folder.
     """
     rows = manifest.read_unit(unit)
     images = rows.select(["image_uri", "image_id", "image_bytes"]).to_pylist()
@@ -80,9 +86,19 @@ def fetch_unit(
 
         with ThreadPoolExecutor(_THREADS) as pool:
             fetched = list(pool.map(lambda row: _fetch_image(row, limits, in_time), images))
+    if all(found["status"] == ImageProblem.VANISHED for found in fetched):
+        _require_folder(root)
     for name, kind in _COLUMNS:
         rows = rows.append_column(name, pa.array([f.get(name) for f in fetched], kind))
     return rows
+
+
+def _require_folder(root: str | None) -> None:
+    if root is not None and fs.is_local(root) and not fs.local_path(root).is_dir():
+        raise InputError(
+            f"{root} is not there on {platform.node()}: put the images where all nodes see them, "
+            "or into a bucket"
+        )
 
 
 def _fetch_image(image: dict[str, Any], limits: ImageLimits, decode: Decode) -> dict[str, Any]:

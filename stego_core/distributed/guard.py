@@ -32,6 +32,7 @@ Probe = Callable[[int], Callable[[], Compute]]
 _ALWAYS_BYTES = 2**30  # of memory, however little is left
 # One at a time in an actor: each child has a model of its own.
 _searching = threading.Lock()
+_making = threading.Lock()  # the first two units begin together
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,9 @@ class Guard:
     def _computed(
         self, unit: int, table: pa.Table, compute: Callable[[int, pa.Table], pa.Table]
     ) -> pa.Table:
-        with _time_limit(self.unit_s).running():
+        with _making:
+            limit = _time_limit(self.unit_s)
+        with limit.running():
             return pack_result(unit, lambda: compute(unit, table))
 
     def _without_culprits(self, unit: int, table: pa.Table, deaths: int) -> pa.Table:

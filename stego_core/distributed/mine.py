@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from stego_core.config.backbone import BackboneConfig
 from stego_core.config.load import dump_toml, fingerprint
@@ -29,6 +28,7 @@ from stego_core.distributed.mine_failures import (
     quarantine_failures,
     views_key,
 )
+from stego_core.distributed.mine_record import differing_keys, mining_record, replace_others
 from stego_core.distributed.mine_stages import EmbedProbe, EmbedWorker, count_unit
 from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
@@ -46,12 +46,8 @@ from stego_core.training.views import view_side
 
 logger = logging.getLogger(__name__)
 
-# The switches that change features or embeddings; the others change what is made of them.
-_KEY = re.compile(r"[0-9a-f]{16}")  # of a store's folder
 MINE_REUSE = "mine: reuse"  # the line of a plan, as the next
 MINE_AGAIN = "mine: reuse, and try again what could not be read"
-_FEATURE_SWITCHES = ("nearest_images", "jpeg_crops", "mining_dropout")
-_STORE_VERSION = 2  # of what a unit's files hold: 2 has class tokens
 _UNIT_VIEWS = 64  # views of one work unit, so that a unit takes seconds on a CPU
 
 
@@ -90,12 +86,15 @@ def plan_mine(job: MineJob) -> list[str]:
     num_views = len(files) * views_per_image(job)
     size = store_bytes(job, record, len(files))
     units = -(-len(files) // _unit_images(job))
-    done = RunDirectory(job.out, job="plan").read_json("mine.json") or {}
+    run = RunDirectory(job.out, job="plan")
     if job.backbone.precision == "auto":
-        job = _with_precision(job, told_precision(RunDirectory(job.out, job="plan")))
-    reuse = done.get("record") == _record(job, digest_files(files))
+        job = _with_precision(job, told_precision(run))
+    settings = mining_record(job, digest_files(files))
+    keys = differing_keys(run, settings | {"stored": size <= job.store.max_bytes})
     what = f"mine: to do, {units} units{mining_time(job, record, num_views)}"
-    if reuse:
+    if keys and not job.overwrite:
+        what = f"mine: refused without --overwrite: {', '.join(keys)} differ from what is there"
+    elif not keys and run.read_json("mine.json"):
         what = MINE_AGAIN if job.retry else MINE_REUSE
     return [
         *lines,
@@ -144,6 +143,7 @@ def mine(
         ClusterError: if another job has taken over the lease of the run directory.
     """
     dataset, files = source
+    run.refuse_outputs("metrics.json", "fingerprint.json")
     check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
     # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
@@ -151,9 +151,9 @@ def mine(
     weights = resolve_weights(backbone, job.backbone.weights)
     is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
     job = _with_precision(job, settle_precision(run, job.backbone.precision))
-    record = _record(job, digest_files(files))
+    record = mining_record(job, digest_files(files))
     key = fingerprint(record, weights.sha256, is_stored)
-    _drop_stale(run, key)
+    replace_others(job, run, key, record | {"stored": is_stored}, weights.sha256)
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     store = run.path("features", key)
     manifest = write_manifest(
@@ -167,6 +167,7 @@ def mine(
     quarantine_failures(job, run, views, manifest, store_uri=store)
     key = views_key(key, views)
     mined = replace(mined, key=key)
+    lease.check()
     search = search_neighbors(job, run, views, key=key)
     lease.check()
     run.write_json(
@@ -174,7 +175,7 @@ def mine(
         {
             "key": key,
             "features": store.rpartition("/")[2],
-            "record": record,
+            "record": record | {"stored": is_stored},
             "weights": {"source": weights.source, "sha256": weights.sha256},
             "views": len(views.image_ids),
             "search": search,
@@ -190,30 +191,6 @@ def _with_precision(job: MineJob, precision: str) -> MineJob:
 
 def _unit_images(job: MineJob) -> int:
     return max(1, _UNIT_VIEWS // views_per_image(job))
-
-
-def _record(job: MineJob, data_digest: str) -> dict[str, Any]:
-    positions = job.backbone.positions
-    return ({} if positions == "exact" else {"positions": positions}) | {
-        "store": _STORE_VERSION,
-        "backbone": find_backbone(job.backbone.name).timm_name,
-        "feature": job.backbone.feature,
-        "blocks": list(job.backbone.blocks) if job.backbone.feature == "blocks" else None,
-        "precision": job.backbone.precision,
-        "views": asdict(job.views),
-        "limits": job.limits.record(),
-        "data": data_digest,
-        "compat": {name: getattr(job.compat, name) for name in _FEATURE_SWITCHES},
-        "dropout_seed": job.seed if job.compat.mining_dropout else None,
-    }
-
-
-def _drop_stale(run: RunDirectory, key: str) -> None:
-    """Delete the features of other settings: they are large and can be computed again."""
-    for name in fs.list_names(run.path("features")):
-        if name != key and _KEY.fullmatch(name):  # anything else is not of this project
-            logger.info("the settings or images have changed: dropping features/%s", name)
-            fs.delete(run.path("features", name))
 
 
 def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
@@ -243,6 +220,7 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
                 "manifest": manifest,
                 "prepare": SquareViews(job.views, side=side, compat=job.compat),
                 "limits": job.limits,
+                "root": mined.dataset.images_uri,
             },
         ),
         work=Stage(

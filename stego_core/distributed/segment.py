@@ -93,8 +93,7 @@ def segment_bucket(job: SegmentJob, run: RunDirectory) -> None:
     files = _list_input(job, source)
     record = _record(job, folder, source=source)
     with hold(job.out) as lease:
-        if not job.overwrite:
-            run.refuse_others(_RESULTS)
+        run.refuse_others(_RESULTS)
         is_same = run.claim(record, overwrite=job.overwrite, clear=lambda: _clear(run))
         manifest_uri = run.path("manifest.parquet")
         is_complete = is_same and run.read_json(SUCCESS)
@@ -165,6 +164,7 @@ def _segment_units(
                     nearest=job.compat.nearest_images,
                 ),
                 "limits": job.limits,
+                "root": resolve_demo(job.input, write=False),
             },
         ),
         work=Stage(

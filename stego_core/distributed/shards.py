@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+_REQUESTS = 16  # at a time: results wait while the driver merges
 NEXT = "manifest.next.parquet"
 """The manifest of an extension that is not carried out yet."""
 
@@ -91,15 +93,17 @@ class Shards:
         if shard.part not in self._merged:
             if not self._done.issuperset(shard.units):
                 return
-            tables = [self._rows(u) for u in shard.units]
+            with ThreadPoolExecutor(_REQUESTS) as pool:  # a store answers each in its own time
+                tables = list(pool.map(self._rows, shard.units))
             whole = [table for table in tables if table is not None]
             if len(whole) < len(tables):
                 return
             data = to_parquet(pa.concat_tables(whole), self._metadata)
             fs.write_bytes(self._part_uri(shard), data)
             self._merged.add(shard.part)
-        for done in self._done.intersection(shard.units):
-            fs.delete(unit_uri(self.folder, done))
+        leftovers = [unit_uri(self.folder, unit) for unit in self._done.intersection(shard.units)]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(fs.delete, leftovers))
 
     def _part_uri(self, shard: Shard) -> str:
         return fs.join(self._out, "masks", part_name(shard.part))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from stego_core.config.schema import TrainJob
 from stego_core.distributed.mine import Mined
 from stego_core.distributed.stream import StreamSettings
 from stego_core.distributed.stream_reads import ViewImages
+from stego_core.errors import SchemaError
 from stego_core.images.views import ViewCutter
 from stego_core.model.backbone import load_backbone
+from stego_core.model.checkpoint import load_tensors
 from stego_core.model.consistency import SMOOTHING, consistent_projection
 from stego_core.model.registry import find_backbone
 from stego_core.model.segmenter import model_card
@@ -37,6 +40,7 @@ from stego_core.training.views import (
     Whitened,
     view_side,
 )
+from stego_core.training.workers import from_first_worker
 
 
 def training_data(
@@ -70,7 +74,7 @@ def training_data(
     labels, num_classes = None, 0
     if mined.dataset.labels_uri is not None:
         labels = LabelSource(mined.dataset, views, paths, config=job.views, limits=job.limits)
-        num_classes = labels.num_classes()
+        num_classes = from_first_worker(partial(_num_classes, labels, context))
         labels = labels if num_classes else None
     check_sources(job.loss, has_labels=labels is not None)
     given = {kind: getattr(job.loss, kind).shift for kind in KINDS}
@@ -80,7 +84,7 @@ def training_data(
     return TrainData(
         features=features,
         neighbors=neighbors,
-        channels=seen.read(neighbors[:1, 0] * 0).shape[1],
+        channels=seen.read(np.zeros(1, np.int64)).shape[1],
         labels=labels,
         num_classes=num_classes,
         side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
@@ -90,6 +94,15 @@ def training_data(
         pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,
         concepts=_concepts(job, seen, len(views.image_ids)),
     )
+
+
+def _num_classes(labels: LabelSource, context: TrainContext) -> int:
+    folder = context.resume_folder()
+    if folder is None:
+        return labels.num_classes()
+    # A label file that a store does not give this time must not change the training's model.
+    weight = load_tensors(folder, "state")[0].get("model.linear_probe.classifier.weight")
+    return 0 if weight is None else len(weight)
 
 
 def _concepts(job: TrainJob, seen: FeatureSource, num_views: int) -> torch.Tensor | None:
@@ -136,7 +149,13 @@ def _consistent(
 def local_features(job: TrainJob, mined: Mined, views: Views, *, device: str) -> FeatureSource:
     """Return the stored features, or a backbone in this process where there are none."""
     if mined.is_stored:
-        return FromStore(StoredFeatures(mined.store_uri, mined.manifest.num_units))
+        stored = StoredFeatures(mined.store_uri, mined.manifest.num_units)
+        if len(stored) != len(views.image_ids):  # else views would read each other's features
+            raise SchemaError(
+                f"{mined.store_uri} has features of {len(stored)} of {len(views.image_ids)} views: "
+                "delete it, and mine again"
+            )
+        return FromStore(stored)
     return _pixels(job, mined, views, device=device)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,7 @@ _UNIT_S = 840.0
 # Of tasks beside actors, which leave little more than a CPU of a small node: if a task of each kind
 # did not fit, Ray Data would finish nothing before everything is read.
 _SMALL_CPUS = 0.5
+_making = threading.Lock()  # the first two units begin together
 _AT_A_TIME = 2  # units in work in an actor, which share its threads (see `map_threads`)
 _IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
 
@@ -80,7 +82,9 @@ def map_threads(
     Calls at the same time share the threads: the next unit's items fill those that the last items
     of a unit leave idle.
     """
-    return list(_pool(threads).map(function, items))
+    with _making:
+        pool = _pool(threads)
+    return list(pool.map(function, items))
 
 
 @lru_cache(maxsize=1)
@@ -175,7 +179,7 @@ def run_units(
         began = time.monotonic()
         plan = _planned(actors, attempt)
         try:
-            for receipt in _stream(units, ledger, stages, plan, seconds):
+            for receipt in _streams(units, ledger, stages, plan, seconds):
                 done += 1
                 yield receipt
         except (RayError, ExecutionTimeoutError, SystemError, UnitError) as error:
@@ -217,10 +221,16 @@ def configure(*, debug: bool) -> None:
     # As many units wait for an actor as it has in work and at hand: decoding is quicker than any
     # backbone, and what it is ahead lies in memory.
     context.downstream_capacity_backpressure_ratio = 1.0
-    # Ray's own helper actors may be lost with their node, and then it waits; half an hour is long.
+    # Ray's own helper actors may be lost with their node, and then it waits, half an hour as it is.
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     if not debug:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _streams(units: list[int], *rest: Any) -> Iterator[dict[str, Any]]:
+    # More units than blocks would share blocks, and be held in memory and lost together.
+    for start in range(0, len(units), MAX_BLOCKS):
+        yield from _stream(units[start : start + MAX_BLOCKS], *rest)
 
 
 def _stream(
@@ -234,9 +244,7 @@ def _stream(
     is_bounded = not actors.num_gpus
     working = Guard(ledger, "work", _factory_probe(work), seconds, is_bounded, _UNIT_S)
     finishing = Guard(ledger, "finish", _function_probe(finish), seconds, unit_s=_UNIT_S)
-    data = ray.data.from_items(
-        [{"unit": unit} for unit in units], override_num_blocks=min(len(units), MAX_BLOCKS)
-    )
+    data = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
     one_unit: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     data = data.map_batches(
         _fetch,

@@ -83,8 +83,9 @@ def segmented_row(segmentation: Segmentation) -> dict[str, Any]:
     labels = segmentation.labels
     height, width = labels.shape
     grid_h, grid_w = segmentation.confidence.shape
-    rows = np.arange(height) * grid_h // height
-    columns = np.arange(width) * grid_w // width
+    # The cell under a pixel's centre.
+    rows = (2 * np.arange(height) + 1) * grid_h // (2 * height)
+    columns = (2 * np.arange(width) + 1) * grid_w // (2 * width)
     confidence = segmentation.confidence[rows[:, None], columns[None, :]]
     ids = labels.ravel().astype(np.int64)
     pixels = np.bincount(ids)

@@ -1,6 +1,6 @@
 """How good a clustering looks without labels, and how well that follows labelled scores.
 
-Each criterion is at most 1, higher is better, and a clustering that says nothing (one cluster for
+Of each criterion more is better, and a clustering that says nothing (one cluster for
 everything) gets 0. docs/sensitivity.md has their measured correlations with mIoU.
 
 Letters in names: T tokens, K code channels, N clusters.

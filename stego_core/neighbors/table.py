@@ -13,6 +13,8 @@ from stego_core.storage import fs
 from stego_core.storage.feature_store import Views
 from stego_core.storage.parquet import plain_table, table_bytes
 
+_MAX_CROPS = 128
+_NEIGHBOR_COLUMNS = ("neighbor_ids", "neighbor_crops")
 _PART = re.compile(r"part-\d+\.parquet")
 
 SCHEMA = pa.schema(
@@ -91,14 +93,51 @@ def neighbor_indices(table: pa.Table, views: Views, used: int) -> np.ndarray:
 
     Returns:
         (V, used) int64, `NONE` where a view has fewer.
+
+    Raises:
+        SchemaError: if the table is not that of these views.
     """
-    position = {
-        (int(image), int(crop)): view
-        for view, (image, crop) in enumerate(zip(views.image_ids, views.crops, strict=True))
-    }
-    out = np.full((len(position), used), NONE, np.int64)
-    columns = ("image_id", "crop", "neighbor_ids", "neighbor_crops")
-    for image, crop, ids, crops in zip(*(table[c].to_pylist() for c in columns), strict=True):
-        nearest = [position[pair] for pair in zip(ids[:used], crops[:used], strict=True)]
-        out[position[image, crop], : len(nearest)] = nearest
+    index = _ViewIndex(views)
+    if table.num_rows != len(views.image_ids):
+        raise SchemaError("the neighbours are of other views; run mine_neighbors again")
+    out = np.full((len(views.image_ids), used), NONE, np.int64)
+    # Never as Python's objects: of ten million views they would take 20 GB.
+    for batch in table.to_batches():
+        rows = index.find(batch["image_id"].to_numpy(), batch["crop"].to_numpy())
+        counts = batch["neighbor_ids"].value_lengths().to_numpy()
+        ranks = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        is_used = ranks < used
+        nearest = index.find(
+            *(batch[name].flatten().to_numpy()[is_used] for name in _NEIGHBOR_COLUMNS)
+        )
+        out[np.repeat(rows, counts)[is_used], ranks[is_used]] = nearest
     return out
+
+
+class _ViewIndex:
+    """From image id and crop to the view."""
+
+    def __init__(self, views: Views) -> None:
+        self._ids = np.unique(views.image_ids)
+        codes = self._codes(views.image_ids, views.crops)
+        self._order = np.argsort(codes)
+        self._codes_sorted = codes[self._order]
+
+    def find(self, image_ids: np.ndarray, crops: np.ndarray) -> np.ndarray:
+        """Return the views of pairs of these."""
+        codes = self._codes(image_ids, crops)
+        views: np.ndarray = self._order[_places(self._codes_sorted, codes)]
+        return views
+
+    def _codes(self, image_ids: np.ndarray, crops: np.ndarray) -> np.ndarray:
+        # An id has 63 bits and leaves no room for a crop: its rank does.
+        codes: np.ndarray = _places(self._ids, image_ids) * _MAX_CROPS + crops
+        return codes
+
+
+def _places(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return where sorted values are that must be there."""
+    places = np.searchsorted(known, wanted)
+    if len(wanted) and (places.max() == len(known) or (known[places] != wanted).any()):
+        raise SchemaError("the neighbours are of other views; run mine_neighbors again")
+    return places

@@ -99,10 +99,9 @@ def drop_units(
 
 def read_views(folder_uri: str, num_units: int) -> Views:
     """Return every usable view of a complete store, which may be none."""
-    tables = []
-    for unit in range(num_units):
-        uri = fs.join(folder_uri, f"unit-{unit:08d}.parquet")
-        tables.append(plain_table(fs.read_bytes(uri), name=uri))
+    uris = [fs.join(folder_uri, f"unit-{unit:08d}.parquet") for unit in range(num_units)]
+    with ThreadPoolExecutor(_READERS) as pool:  # a request each where the store is remote
+        tables = list(pool.map(lambda uri: plain_table(fs.read_bytes(uri), name=uri), uris))
     table = pa.concat_tables(tables)
     usable = table.filter(pc.equal(table["status"], ImageProblem.OK))
     failed = table.filter(pc.not_equal(table["status"], ImageProblem.OK))

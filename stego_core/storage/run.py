@@ -101,7 +101,14 @@ class RunDirectory:
         if found := sorted({*fs.list_names(self.uri)} & {*results}):
             raise CheckpointError(
                 f"{self.uri} has {', '.join(found)}, but no fingerprint.json, so no output made "
-                "it: give another --out, or --overwrite to delete it"
+                "it: give another --out, or delete it yourself"
+            )
+
+    def refuse_outputs(self, *results: str) -> None:
+        """Raise CheckpointError if another job has left any of these: its records would be lost."""
+        if found := sorted({*fs.list_names(self.uri)} & {*results}):
+            raise CheckpointError(
+                f"{self.uri} is the output of another job ({', '.join(found)}): give another --out"
             )
 
     def claim(
@@ -129,8 +136,7 @@ class RunDirectory:
         if earlier == record:
             return True
         if earlier is not None and not overwrite:
-            old, new = _flat(earlier), _flat(record)
-            keys = sorted(k for k in {*old, *new} if old.get(k, _NONE) != new.get(k, _NONE))
+            keys = differing(earlier, record)
             raise CheckpointError(
                 f"{self.uri} holds results of other settings ({', '.join(keys)} differ): "
                 "give another --out, or --overwrite where the job has it"
@@ -139,6 +145,12 @@ class RunDirectory:
             clear()
         self.write_json("fingerprint.json", record)
         return False
+
+
+def differing(old_record: dict[str, Any], new_record: dict[str, Any]) -> list[str]:
+    """Return the sorted paths of what two records say differently, or only one of them says."""
+    old, new = _flat(old_record), _flat(new_record)
+    return sorted(k for k in {*old, *new} if old.get(k, _NONE) != new.get(k, _NONE))
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from stat import S_ISREG
 
@@ -26,6 +28,9 @@ from stego_core.storage.uris import (
     told,
 )
 
+logger = logging.getLogger(__name__)
+
+_NAMED_LINKS = 5
 _LIST_ATTEMPTS = 12  # of a page of a listing
 _GOOGLE_FIELDS = "items(name,size,generation),nextPageToken"
 # Of a file that is gone since it was listed, or a link to nothing or to itself.
@@ -67,7 +72,7 @@ def list_names(uri: str) -> list[str]:
 def list_files(uri: str) -> Iterator[ListedFile]:
     """Yield every file below a folder or prefix, in an order that never changes.
 
-    Hidden files and folders (leading dot) are passed over, and links to folders.
+    Hidden files and folders (leading dot) are passed over, and, with a warning, links to folders.
 
     Raises:
         InputError: if folder or bucket is not there or can't be read, or a name is not UTF-8.
@@ -85,8 +90,10 @@ def list_files(uri: str) -> Iterator[ListedFile]:
 def _list_local(root: Path) -> Iterator[ListedFile]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give an existing folder or URI")
+    links = count()
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        _warn_of_links(folder, subfolders, links)
         for name in sorted(names):
             path = Path(folder, name)
             if name.startswith("."):
@@ -107,6 +114,14 @@ def _list_local(root: Path) -> Iterator[ListedFile]:
                 num_bytes=stat.st_size,
                 etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}",
             )
+
+
+def _warn_of_links(folder: str, names: list[str], numbers: Iterator[int]) -> None:
+    """Name the first links to folders: nobody else would say why pictures are missing."""
+    links = [path for name in names if (path := Path(folder, name)).is_symlink()]
+    for link, number in zip(links, numbers, strict=False):
+        if number < _NAMED_LINKS:
+            logger.warning("%s is a link to a folder: what is there is left out", link)
 
 
 def _refuse(error: OSError) -> None:

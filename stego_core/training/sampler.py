@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -64,10 +65,15 @@ def _anchors(seed: int, step: int, batch: int, num_views: int) -> np.ndarray:
     places = np.arange(step * batch, (step + 1) * batch)
     out = np.empty(batch, np.int64)
     for epoch in np.unique(places // num_views):
-        order = torch.randperm(num_views, generator=_generator(seed, _EPOCH_STREAM, int(epoch)))
         here = places // num_views == epoch
-        out[here] = order.numpy()[places[here] % num_views]
+        out[here] = _order(seed, int(epoch), num_views)[places[here] % num_views]
     return out
+
+
+@lru_cache(maxsize=4)  # of millions of views it takes longer than a step
+def _order(seed: int, epoch: int, num_views: int) -> np.ndarray:
+    generator = _generator(seed, _EPOCH_STREAM, epoch)
+    return torch.randperm(num_views, generator=generator).numpy()
 
 
 def _views(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ _SHIFT = 0.3  # any; the sums are the same
 
 
 def seconds_per_step(job: TrainJob, *, width: int, grid: int) -> float | None:
-    """Return what a step takes on all CPUs of this machine, measured on noise.
+    """Return what a step takes on one thread, as a worker has it, measured on noise.
 
     Reading features is not part of it, nor is what needs images or labels.
 
@@ -81,7 +80,7 @@ def seconds_per_step(job: TrainJob, *, width: int, grid: int) -> float | None:
         model.follow()
         times_s.append(time.process_time() - started_s)
     torch.set_num_threads(threads)
-    return min(times_s[1:]) / (os.cpu_count() or 1)
+    return min(times_s[1:])
 
 
 def views_read(job: TrainJob, num_views: int) -> int:

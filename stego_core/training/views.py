@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ from stego_core.storage.retry import is_passing
 
 IGNORE_INDEX = 255
 _LABEL_CACHE_BYTES = 256 * 2**20
+_READERS = min(8, os.cpu_count() or 1)  # of all labels, before the first step
 
 
 class Reads(Protocol):
@@ -164,7 +167,7 @@ class LabelSource:
         limits: ImageLimits,
     ) -> None:
         self._dataset, self._views, self._paths = dataset, views, paths
-        self._config, self._decoder = config, ApartDecoder(limits)
+        self._config, self._limits, self._decoder = config, limits, ApartDecoder(limits)
         self._cache: OrderedDict[int, np.ndarray | None] = OrderedDict()
         self._cached_bytes = 0
 
@@ -200,12 +203,16 @@ class LabelSource:
 
     def num_classes(self) -> int:
         """Return the largest label of any image plus one; 0 if there are no labels at all."""
-        largest = -1
-        for image_id in self._paths:
-            labels = self._image_labels(image_id)
-            if labels is not None and (valid := labels[labels != IGNORE_INDEX]).size:
-                largest = max(largest, int(valid.max()))
-        return largest + 1
+        decoder = ApartDecoder(self._limits, at_once=_READERS)
+
+        def largest(image_id: int) -> int:
+            labels = self._read_labels(image_id, decoder)
+            if not isinstance(labels, np.ndarray) or not (labels != IGNORE_INDEX).any():
+                return -1
+            return int(labels[labels != IGNORE_INDEX].max())
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            return max(pool.map(largest, self._paths), default=-1) + 1
 
     def _view_labels(self, view: int, side: int) -> np.ndarray | None:
         image_id = int(self._views.image_ids[view])
@@ -224,24 +231,28 @@ class LabelSource:
         if image_id in self._cache:
             self._cache.move_to_end(image_id)
             return self._cache[image_id]
-        uri = self._dataset.label_uri(self._paths[image_id])
-        try:
-            data = fs.read_if_exists(uri)
-        except OSError as error:  # labels may be missing in any way: training needs none
-            if not fs.is_local(uri) and is_passing(error):
-                return None  # and is asked for again
-            data = None
-        labels = None if data is None else self._decoder.label(data)
-        if isinstance(labels, ImageFailure):
-            labels = None
-        if labels is not None:  # of 16 bits: what is no class of 8 bits is ignored, as when scored
-            labels = np.minimum(labels, IGNORE_INDEX).astype(np.uint8)
+        labels = self._read_labels(image_id, self._decoder)
+        if isinstance(labels, OSError):
+            return None  # and is asked for again
         self._cache[image_id] = labels
         self._cached_bytes += 0 if labels is None else labels.nbytes
         while self._cached_bytes > _LABEL_CACHE_BYTES:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= 0 if dropped is None else dropped.nbytes
         return labels
+
+    def _read_labels(self, image_id: int, decoder: ApartDecoder) -> np.ndarray | OSError | None:
+        """Return an image's labels, None without usable ones, or a fault that may pass."""
+        uri = self._dataset.label_uri(self._paths[image_id])
+        try:
+            data = fs.read_if_exists(uri)
+        except OSError as error:  # labels may be missing in any way: training needs none
+            return error if not fs.is_local(uri) and is_passing(error) else None
+        labels = None if data is None else decoder.label(data)
+        if labels is None or isinstance(labels, ImageFailure):
+            return None
+        # Of 16 bits: what is no class of 8 bits is ignored, as when scored.
+        return np.minimum(labels, IGNORE_INDEX).astype(np.uint8)
 
 
 def view_side(config: ViewConfig, patch_size: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from stego_core.config.schema import ReportJob
 from stego_core.errors import ImageProblem, InputError, SchemaError
@@ -110,8 +111,9 @@ def _images(
     parts: list[str], job: ReportJob, failures: Mapping[str, Failure]
 ) -> Iterator[ReportImage]:
     """Yield the failures and images spread evenly over all, decoding one at a time."""
-    total = sum(fs.read_footer(part).num_rows for part in parts)
-    every = max(1, -(-total // job.images))
+    statuses = (fs.read_table(part, ["status"])["status"] for part in parts)
+    shown = sum(pc.sum(pc.equal(column, ImageProblem.OK)).as_py() or 0 for column in statuses)
+    every = max(1, -(-shown // job.images))
     seen = found = 0
     decoder = ApartDecoder(job.limits)
     for part in parts:

@@ -34,10 +34,11 @@ from stego_core.config.schema import (
     TrainJob,
     ViewConfig,
 )
-from stego_core.distributed import mine, segment, train
+from stego_core.distributed import segment, train
 from stego_core.distributed.evaluate import _prepare
 from stego_core.distributed.evaluate_stages import EvaluateWorker
 from stego_core.distributed.fetch import SquareViews, WholeImage
+from stego_core.distributed.mine_record import mining_record
 from stego_core.distributed.mine_stages import EmbedWorker, dropped_channels
 from stego_core.images.geometry import Box, centre_square, resize_image, resize_labels
 from stego_core.images.views import jpeg_round_trip
@@ -379,13 +380,13 @@ def test_every_switch_of_training_is_part_of_what_determines_the_model(name):
 
 @pytest.mark.parametrize("name", SWITCHES[MineCompat])
 def test_the_switches_that_change_features_are_part_of_their_key_and_others_are_not(name):
-    plain, on = mine._record(mine_job(), "d"), mine._record(mine_job(**{name: True}), "d")
+    plain, on = mining_record(mine_job(), "d"), mining_record(mine_job(**{name: True}), "d")
     assert (plain != on) == (name in {"nearest_images", "jpeg_crops", "mining_dropout"})
 
 
 def test_the_seed_matters_to_mining_with_dropout_only():
     def record(seed, **compat):
-        return mine._record(dataclasses.replace(mine_job(**compat), seed=seed), "d")
+        return mining_record(dataclasses.replace(mine_job(**compat), seed=seed), "d")
 
     assert record(0) == record(1)
     assert record(0, mining_dropout=True) != record(1, mining_dropout=True)

@@ -64,3 +64,22 @@ def test_a_file_is_not_a_root(tmp_path):
     write_tree(tmp_path, {"a.jpg": b"x"})
     with pytest.raises(InputError, match=r"a\.jpg: no such folder"):
         open_dataset(str(tmp_path / "a.jpg"), "train")
+
+
+def test_what_editors_leave_in_class_names(tmp_path):
+    names = "sky\nlärm".encode("utf-8-sig")
+    root = write_tree(tmp_path, {"imgs/train/a.jpg": b"", "classes.txt": names})
+    assert open_dataset(str(root), "train").class_names == ("sky", "lärm")
+    write_tree(root, {"classes.txt": "lärm".encode("latin-1")})
+    with pytest.raises(InputError, match=r"classes\.txt is not UTF-8: save it in that encoding"):
+        open_dataset(str(root), "train")
+
+
+def test_images_without_splits_are_told_from_a_split_that_is_not_there(tmp_path):
+    root = write_tree(tmp_path, {f"imgs/{number:03d}.jpg": b"" for number in range(100)})
+    with pytest.raises(InputError, match=f"there are none: give --data.root {root}/imgs") as caught:
+        open_dataset(str(root), "train")
+    assert len(str(caught.value)) < 300
+    write_tree(root, {"imgs/000/a.jpg": b"", "imgs/val/b.jpg": b""})
+    with pytest.raises(InputError, match=r"there are: 000 \(--data\.split\)"):
+        open_dataset(str(root), "train")

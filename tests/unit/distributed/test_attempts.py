@@ -74,3 +74,10 @@ def test_there_are_five_short_attempts_at_most(run):
 def test_an_attempt_of_more_than_an_hour_is_not_counted(run):
     done, attempts, error = run(*[1] * 5, 9, seconds=3601.0)
     assert (done, len(attempts), error) == ([0, 1, 2, 3, 4, 5], 6, "")
+
+
+def test_units_have_blocks_of_their_own_however_many_there_are(run, monkeypatch):
+    monkeypatch.setattr(units, "MAX_BLOCKS", 4)
+    done, plans, error = run(9, 9)
+    assert (done, error) == ([0, 1, 2, 3, 4, 5], "")
+    assert plans == [[0, 1, 2, 3], [4, 5]]

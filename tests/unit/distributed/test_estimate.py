@@ -13,6 +13,9 @@ from stego_core.config.schema import EvaluateJob, MineJob, TrainJob
 from stego_core.distributed import estimate
 from stego_core.distributed.evaluate import plan_evaluate
 from stego_core.distributed.mine import plan_mine
+from stego_core.distributed.mine_record import mining_record
+from stego_core.storage.manifest import digest_files, list_images
+from stego_core.storage.run import RunDirectory
 
 SMALL = ["--backbone.name", "test_vit", "--backbone.weights", "random", "--views.resolution", "64"]
 
@@ -38,23 +41,48 @@ def test_a_dry_run_says_whether_features_fit_and_how_long_both_ways_take(
     # 600 steps of 2 s; 600 x 2 x 4 views, and those of calibration and fit, of 0.5 s.
     stored, streamed = "about 20 min from the store", "about 60 min streamed through the backbone"
     end = "on the CPU of this machine"
-    assert fits[-1] == f"time of training: {stored} ({streamed}), {end}"
+    assert fits[-1] == f"time of the steps: {stored} ({streamed}), {end}"
     large = plan(TrainJob, [*flags, "--store.max-bytes", "1000"])
     assert any(line.endswith("MiB, not stored (store.max_bytes is 0 MiB)") for line in large)
-    assert large[-1] == f"time of training: {streamed} ({stored}), {end}"
+    assert large[-1] == f"time of the steps: {streamed} ({stored}), {end}"
+
+
+def test_workers_share_the_steps_as_far_as_there_are_cpus(
+    data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "seconds_per_step", lambda job, width, grid: 2.0)
+    monkeypatch.setattr(estimate.os, "cpu_count", lambda: 64)
+    flags = [*data, *SMALL, "--train.steps", "600", "--train.batch", "16"]
+    assert "about 20 min from the store" in plan(TrainJob, flags)[-1]  # a worker has one thread
+    assert "about 10 min from the store" in plan(TrainJob, [*flags, "--workers", "2"])[-1]
+    assert "about 2 min from the store" in plan(TrainJob, [*flags, "--workers", "8"])[-1]
 
 
 def test_the_plan_of_mining_alone_has_no_time_of_training(data: list[str]) -> None:
     lines = plan(MineJob, [*data, *SMALL])
-    assert not any("time of training" in line for line in lines)
+    assert not any("time of the steps" in line for line in lines)
     assert any(line.startswith("mine: to do, 1 units, about 1 min") for line in lines)
+
+
+def test_a_plan_says_what_a_run_would_refuse(data: list[str], tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "o"), job="mine")
+    flags = [*data, *SMALL, "--backbone.precision", "fp32"]
+    job = load_job(MineJob, flags, prog="test")
+    files = list_images(str(tmp_path / "data"))
+    record = mining_record(job, digest_files(files)) | {"stored": True}
+    run.write_json("mine.json", {"record": record, "weights": {"sha256": "0"}})
+    assert "mine: reuse" in plan(MineJob, flags)
+    other = [*flags, "--views.resolution", "48", "--store.max-bytes", "0"]
+    why = "stored, views.resolution differ from what is there"
+    assert f"mine: refused without --overwrite: {why}" in plan(MineJob, other)
+    assert any(line.startswith("mine: to do") for line in plan(MineJob, [*other, "--overwrite"]))
 
 
 def test_what_nobody_knows_is_not_said(data: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "seconds_per_view", lambda backbone, side: None)
     lines = plan(TrainJob, [*data, *SMALL])
     assert "mine: to do, 1 units" in lines
-    assert not any("time of training" in line for line in lines)
+    assert not any("time of the steps" in line for line in lines)
 
 
 def test_the_plan_of_an_evaluation_says_what_becomes_of_features(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 from factories import picture, png_bytes, write_tree
@@ -17,12 +18,14 @@ from stego_core.config.schema import (
     TrainJob,
     TuneJob,
 )
+from stego_core.datasets.directory import Dataset
 from stego_core.distributed import mine
 from stego_core.distributed.chaos import soak
 from stego_core.distributed.chaos_targets import Segmentation
 from stego_core.distributed.cluster import ActorPlan
 from stego_core.distributed.evaluate import evaluate
 from stego_core.distributed.mine import Mined, mine_neighbors
+from stego_core.distributed.mine_record import differing_keys, replace_others
 from stego_core.distributed.train import train_model
 from stego_core.distributed.tune import tune_study
 from stego_core.errors import CheckpointError, ClusterError
@@ -74,7 +77,9 @@ def test_mining_that_lost_its_lease_does_not_go_on(root, tmp_path, monkeypatch):
     monkeypatch.setattr(mine, "run_units", lambda *_, **__: iter([{"statuses": {"ok": 1}}] * 3))
     manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=1)
     backbone = MineJob().backbone
-    mined = Mined(None, manifest, str(tmp_path / "store"), True, "key", WEIGHTS, backbone)
+    mined = Mined(
+        Dataset(root, None), manifest, str(tmp_path / "store"), True, "key", WEIGHTS, backbone
+    )
     run, lease = RunDirectory(str(tmp_path / "run"), job="mine"), Lease()
     mine._embed(MineJob(), run, mined, lease)
     lease.is_lost = True
@@ -97,7 +102,9 @@ def test_what_a_killed_mining_left_is_counted_as_it_is(root, tmp_path, monkeypat
     manifest = write_manifest(str(tmp_path / "manifest"), list_images(root), unit_images=2)
     assert manifest.sizes() == [2, 1]  # the last unit is shorter
     store = write_tree(tmp_path, {"store/unit-00000000.parquet": b"done"}) / "store"
-    mined = Mined(None, manifest, str(store), True, "key", WEIGHTS, MineJob().backbone)
+    mined = Mined(
+        Dataset(root, None), manifest, str(store), True, "key", WEIGHTS, MineJob().backbone
+    )
     mine._embed(MineJob(), RunDirectory(str(tmp_path / "run"), job="mine"), mined, Lease())
     assert counted == [2]
 
@@ -105,5 +112,41 @@ def test_what_a_killed_mining_left_is_counted_as_it_is(root, tmp_path, monkeypat
 def test_only_features_of_other_settings_are_dropped(tmp_path):
     names = ["0123456789abcdef", "fedcba9876543210", "by-hand"]
     root = write_tree(tmp_path, {f"features/{name}/x.npy": b"x" for name in names})
-    mine._drop_stale(RunDirectory(str(root), job="mine"), names[0])
+    run = RunDirectory(str(root), job="mine")
+    run.write_json("mine.json", {"record": told("b"), "weights": {"sha256": "0"}})
+    with pytest.raises(CheckpointError, match=r"other images or settings \(data differ\): give"):
+        replace_others(MineJob(), run, names[0], told(), "0")
+    assert len([*(root / "features").iterdir()]) == 3
+    replace_others(MineJob(overwrite=True), run, names[0], told(), "0")
     assert sorted(path.name for path in (root / "features").iterdir()) == [names[0], names[2]]
+    replace_others(MineJob(), run, names[0], told(), "0")  # as after a kill
+
+
+def told(data="a", **settings):
+    record = {"views": {"resolution": 32, "crops": "whole"}, "data": data, "stored": True}
+    return record | settings
+
+
+def test_what_was_mined_from_other_images_or_settings_is_named(tmp_path):
+    run = RunDirectory(str(tmp_path), job="mine")
+    assert differing_keys(run, told(), "0") == []
+    run.write_json("mine.json", {"record": told(), "weights": {"sha256": "0"}})
+    assert differing_keys(run, told(), "0") == differing_keys(run, told()) == []
+    other = told("b", views={"resolution": 64, "crops": "whole"}, stored=False)
+    assert differing_keys(run, other, "1") == ["data", "stored", "views.resolution", "weights"]
+    older = {key: value for key, value in told().items() if key != "stored"}
+    run.write_json("mine.json", {"record": older, "weights": {"sha256": "0"}})
+    assert differing_keys(run, told(stored=False), "0") == []
+
+
+@pytest.mark.parametrize(("name", "job"), [("metrics.json", "mine"), ("mine.json", "evaluate")])
+def test_a_job_does_not_write_into_the_output_of_another(name, job, root, tmp_path):
+    out = write_tree(tmp_path / "out", {name: b"{}"})
+    run = RunDirectory(str(out), job=job)
+    Segmentation(ChaosJob(), RunDirectory(str(tmp_path), job="test"))  # writes the model
+    function, settings = jobs(root, str(out), str(tmp_path / "random-model"))[job]
+    if job == "mine":
+        function = partial(mine.mine, source=mine.find_images(settings), lease=Lease())
+    with pytest.raises(CheckpointError, match=f"output of another job .{name}.: give another"):
+        function(settings, run)
+    assert (out / name).read_bytes() == b"{}"

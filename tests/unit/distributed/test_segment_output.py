@@ -55,8 +55,9 @@ def test_the_job_asks_before_it_claims(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(segment, "find_model", lambda model: model)
     monkeypatch.setattr(segment, "load_tensors", lambda folder, name: None)
     monkeypatch.setattr(segment, "_record", lambda *_, **__: {"seed": 1})
-    job = SegmentJob(input=str(root / "images"), out=str(root))
-    with pytest.raises(CheckpointError, match="--overwrite to delete it"):
+    # Nor does --overwrite take what no job has made.
+    job = SegmentJob(input=str(root / "images"), out=str(root), overwrite=True)
+    with pytest.raises(CheckpointError, match="or delete it yourself"):
         segment.segment_bucket(job, RunDirectory(str(root), job="segment"))
     assert (root / "masks" / "0.png").read_bytes() == b"drawn"
     assert not (root / "fingerprint.json").exists()

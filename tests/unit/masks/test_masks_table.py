@@ -77,6 +77,12 @@ def test_a_row_counts_the_pixels_and_averages_the_confidence_of_each_cluster():
     np.testing.assert_array_equal(decode_mask(row["mask"]["bytes"]), labels)
 
 
+def test_a_pixels_confidence_is_that_of_the_cell_under_its_centre():
+    labels = np.array([[0, 1]], np.uint8)  # fewer pixels than cells
+    row = segmented_row(Segmentation(labels, np.array([[0.1, 0.2, 0.3, 0.4]], np.float32), 1.0))
+    assert [one["confidence"] for one in row["clusters"]] == pytest.approx([0.2, 0.4])
+
+
 def test_what_is_read_is_what_was_written(path):
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -77,6 +78,17 @@ def test_the_order_of_the_rows_does_not_matter(views, tmp_path):
     table = read_table(str(tmp_path), key="key")
     shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
     np.testing.assert_array_equal(neighbor_indices(shuffled, views, 6), indices)
+
+
+def test_a_table_of_other_views_is_refused(views, tmp_path):
+    write(tmp_path, views, 4)
+    table = read_table(str(tmp_path), key="key")
+    for other in (table.slice(0, 20), table.slice(0, 0)):  # a part is lost
+        with pytest.raises(SchemaError, match="of other views; run mine_neighbors again"):
+            neighbor_indices(other, views, 4)
+    for change in ({"image_ids": views.image_ids + 1}, {"crops": views.crops + 1}):
+        with pytest.raises(SchemaError, match="of other views"):
+            neighbor_indices(table, replace(views, **change), 4)
 
 
 def test_a_table_of_another_key_is_refused(views, tmp_path):

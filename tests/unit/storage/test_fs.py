@@ -208,7 +208,7 @@ def test_a_folder_that_can_not_be_read_is_told_and_not_left_out(tmp_path, monkey
         [*fs.list_files(str(tmp_path))]
 
 
-def test_links_to_files_count_and_those_to_folders_themselves_or_nothing_do_not(tmp_path):
+def test_links_to_files_count_and_those_to_folders_themselves_or_nothing_do_not(tmp_path, caplog):
     write_tree(tmp_path / "elsewhere", {"1.jpg": b"x"})
     root = write_tree(tmp_path / "root", {"2.jpg": b"x"})
     (root / "file.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
@@ -216,3 +216,6 @@ def test_links_to_files_count_and_those_to_folders_themselves_or_nothing_do_not(
     (root / "loop.jpg").symlink_to(root / "loop.jpg")
     (root / "nothing.jpg").symlink_to(tmp_path / "nothing.jpg")
     assert [file.path for file in fs.list_files(str(root))] == ["2.jpg", "file.jpg"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root / 'folder'} is a link to a folder: what is there is left out"
+    ]
