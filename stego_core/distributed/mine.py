@@ -93,7 +93,7 @@ def plan_mine(job: MineJob) -> list[str]:
     keys = differing_keys(run, settings | {"stored": size <= job.store.max_bytes})
     what = f"mine: to do, {units} units{mining_time(job, record, num_views)}"
     if keys and not job.overwrite:
-        what = f"mine: refused without --overwrite: {', '.join(keys)} differ from what is there"
+        what = f"mine: refused without --overwrite, other than what is there: {', '.join(keys)}"
     elif not keys and run.read_json("mine.json"):
         what = MINE_AGAIN if job.retry else MINE_REUSE
     return [

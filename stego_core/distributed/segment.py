@@ -21,6 +21,7 @@ from stego_core.distributed.fetch import WholeImage, fetch_unit
 from stego_core.distributed.precision import PRECISION, settle_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.segment_finish import finish_unit, masks_rows
+from stego_core.distributed.segment_plan import planned_work
 from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.distributed.units import Stage, run_units, units_at_once
@@ -56,13 +57,12 @@ def plan_segment(job: SegmentJob) -> list[str]:
     if source is None:
         return [*lines, "input: the demo pictures, not written yet"]
     files = _list_input(job, source)
-    units = -(-len(files) // job.predict.unit_images)
-    shards = -(-units // job.predict.shard_batches)
-    done = len(fs.list_names(fs.join(job.out, "masks")))
+    card = json.loads(fs.read_bytes(fs.join(folder, "model.json")))
+    record = _record(job, folder, source=source)
     return [
         *lines,
         f"input: {source}: {len(files)} images, {sum(f.num_bytes for f in files)} bytes",
-        f"work: {units} units in {shards} Parquet file(s), of which {done} are there",
+        *planned_work(job, files, record, card["backbone"]),
         f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}, "
         f"mask size: {job.mask_size}",
     ]

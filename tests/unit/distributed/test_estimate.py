@@ -73,8 +73,8 @@ def test_a_plan_says_what_a_run_would_refuse(data: list[str], tmp_path: Path) ->
     run.write_json("mine.json", {"record": record, "weights": {"sha256": "0"}})
     assert "mine: reuse" in plan(MineJob, flags)
     other = [*flags, "--views.resolution", "48", "--store.max-bytes", "0"]
-    why = "stored, views.resolution differ from what is there"
-    assert f"mine: refused without --overwrite: {why}" in plan(MineJob, other)
+    why = "other than what is there: stored, views.resolution"
+    assert f"mine: refused without --overwrite, {why}" in plan(MineJob, other)
     assert any(line.startswith("mine: to do") for line in plan(MineJob, [*other, "--overwrite"]))
 
 
