@@ -22,17 +22,17 @@ class Ladder:
 
     def __init__(self, keep: float) -> None:
         self._keep = keep
-        self._reached: dict[int, list[float]] = {}
+        self._reached: dict[int, dict[str, float]] = {}
 
-    def add(self, rung: int, value: float) -> bool:
-        """Note what a trial reached; tell whether it goes on.
+    def add(self, rung: int, trial: str, value: float) -> bool:
+        """Note what a trial reached, once however often it is repeated; tell whether it goes on.
 
         It does if it is among the best `keep` of all that came to this rung so far, rounded up: the
         first one always goes on.
         """
-        reached = self._reached.setdefault(rung, [])
-        reached.append(value)
-        better = sum(other > value for other in reached)
+        reached = self._reached.setdefault(rung, {})
+        reached[trial] = value
+        better = sum(other > value for other in reached.values())
         return better < math.ceil(self._keep * len(reached))
 
 
@@ -50,7 +50,10 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Compare a trial that came to a rung; let any other go on."""
-        if "rung" not in result or self._ladder.add(result["rung"], result["value"]):
+        if "rung" not in result:
             return str(TrialScheduler.CONTINUE)
-        self._stopped(json.loads(result["record"]))
+        record = json.loads(result["record"])
+        if self._ladder.add(result["rung"], record["key"], result["value"]):
+            return str(TrialScheduler.CONTINUE)
+        self._stopped(record)
         return str(TrialScheduler.STOP)

@@ -215,7 +215,7 @@ def _run_trials(
     ladder = Ladder(job.tune.keep)
     for record in earlier:
         for rung, value in record["rungs"]:
-            ladder.add(rung, value)
+            ladder.add(rung, record["key"], value)
     if not job.debug:  # Ray's tables and hints; what matters is logged here
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     trainable = tune.with_parameters(run_trial, study=study)

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 # At a rung the clusters only have to tell trials apart.
+_RUNGS = "rungs.json"  # beside the state of a trial: what it reached so far
 _RUNG_RESTARTS, _RUNG_SAMPLE = 2, 10_000
 
 
@@ -88,7 +89,8 @@ def end_trial(study_uri: str, record: dict[str, Any]) -> None:
     """Say that a trial has ended, and how; it will not be run again."""
     text = json.dumps(record, indent=2) + "\n"
     fs.write_bytes(fs.join(study_uri, "trials", f"{record['key']}.json"), text.encode())
-    fs.delete(trial_uri(study_uri, record["key"], "state"))
+    for name in ("state", _RUNGS):
+        fs.delete(trial_uri(study_uri, record["key"], name))
 
 
 class _Context:
@@ -167,7 +169,10 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
     job = with_cluster_count(job, data, context, device=study.device)
     card = trained_card(job, mined, views, data)
     candidates = Candidates(trial_uri(study.uri, trial.key, "candidates"), job, data, card, context)
-    reached = context.reached()
+    reached, rungs_uri = context.reached(), trial_uri(study.uri, trial.key, _RUNGS)
+    # Of a process that died: the checkpoint goes on behind them.
+    passed = json.loads(fs.read_if_exists(rungs_uri) or b"[]") if reached else []
+    record["rungs"] = [rung for rung in passed if rung[0] < reached]
     for step in (rung for rung in study.rungs if reached <= rung < job.train.steps):
         until = _until(job, step)
         model = train(until, data, context, device=study.device, visit=candidates.visitor)
@@ -179,6 +184,7 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
         tensors = fit(replace(job, clusters=rough), model, data)
         value = judge(tensors, card, data, seed=study.seed)[study.criterion]
         record["rungs"].append([step, value])
+        fs.write_bytes(rungs_uri, json.dumps(record["rungs"]).encode())
         seconds = round(time.monotonic() - started_s, 2)
         stopped = record | {"status": STOPPED, "steps": step, "seconds": seconds}
         tune.report({"rung": step, "value": value, "record": json.dumps(stopped)})

@@ -148,6 +148,7 @@ def _image(row: dict[str, Any], decoder: ApartDecoder) -> ReportImage | None:
         pixels=pixels,
         labels=decode_mask(row["mask"]["bytes"]).astype(np.int64),
         shares={entry["cluster"]: entry["share"] for entry in row["clusters"]},
+        confidence=row["mean_confidence"],
     )
 
 

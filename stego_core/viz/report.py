@@ -6,6 +6,7 @@ come from outside: they are shown as text and never become part of a path.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 _THUMB_BOX = (320, 480)  # width and height in pixels; the page shows them no wider
 _CROP_SOURCE_BOX = (640, 640)  # crops are cut from a larger copy, so that they stay sharp
 _CROP_SIDE = 144
-_CROPS_PER_CLUSTER = 8
+_CROPS_PER_CLUSTER = 16
 _MAX_QUARANTINE_ROWS = 500
-_OWN_FILE = re.compile(r"\d{6,}-(image|overlay)\.jpg|\d{6,}-mask\.png|cluster-\d{5}-\d\.jpg")
+_OWN_FILE = re.compile(r"\d{6,}-(image|overlay)\.jpg|\d{6,}-mask\.png|cluster-\d{5}-\d{1,2}\.jpg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class ReportImage:
         shares: cluster id → share of the image's pixels, [0, 1].
         failure: shown among the failures, if there is one.
         is_sampled: part of the even sample that clusters are described by.
+        confidence: mean of its pixels, (0, 1], where it is known.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ReportImage:
     shares: dict[int, float]
     failure: Failure | None = None
     is_sampled: bool = True
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class _Entry:
     height: int
     legend: list[_LegendRow]  # largest share first
     failure: Failure | None
+    confidence: float | None
 
     @property
     def stem(self) -> str:
@@ -233,7 +237,7 @@ def write_report(
             fs.write_bytes(fs.join(images_uri, f"cluster-{cluster:05d}-{rank}.jpg"), crop.jpeg)
     page = template.render(
         facts=facts,
-        entries=entries,
+        entries=sorted(entries, key=lambda entry: entry.confidence or math.inf),
         failures=_worst_first(entries),
         clusters=clusters,
         overall=clusters.overall(),
@@ -284,7 +288,8 @@ def _write_image(images_uri: str, order: int, image: ReportImage, clusters: _Clu
     pixels = fit_pixels(image.pixels, _THUMB_BOX)
     height, width = pixels.shape[:2]
     labels = resize_labels(image.labels, height, width)
-    entry = _Entry(order, image.name, width, height, clusters.legend(image), image.failure)
+    facts = clusters.legend(image), image.failure, image.confidence
+    entry = _Entry(order, image.name, width, height, *facts)
     files = {
         "image.jpg": encode_jpeg(pixels),
         "overlay.jpg": encode_jpeg(overlay(pixels, labels, clusters.colors)),

@@ -196,14 +196,23 @@ def test_the_legends_state_shares_largest_first(tmp_path: Path):
     assert overall == ["sky", "57.5 %", "2 images", "water", "37.5 %", "2 images"]
 
 
-def test_the_montage_has_the_eight_images_with_the_largest_share(tmp_path: Path):
-    shares = [0.11, 0.5, 0.3, 0.9, 0.2, 0.7, 0.1, 0.4, 0.8, 0.6, 0.15]
+def test_the_montage_has_the_sixteen_images_with_the_largest_share(tmp_path: Path):
+    shares = [round((7 * n % 19 + 1) / 20, 2) for n in range(19)]  # of 19 images, in no order
     labels = np.array([[0, 1], [1, 1]])
     images = [ReportImage(f"{s}", image().pixels, labels, {0: s}) for s in shares]
     page = Page(write_report(tmp_path, images, facts(), NAMES, COLORS))
     alts = [a["alt"] for a in page.all("img") if "cluster-" in a["src"]]
-    best = sorted(shares, reverse=True)[:8]
+    best = sorted(shares, reverse=True)[:16]
     assert alts == [f"sky in {share}" for share in best]
+
+
+def test_the_least_confident_images_come_first(tmp_path: Path):
+    known = {"a": 0.4, "b": None, "c": 0.123, "d": 0.4}
+    images = [replace(image(), name=name, confidence=value) for name, value in known.items()]
+    page = Page(write_report(tmp_path, images, facts(), NAMES, COLORS))
+    assert [text for text in page.texts if text in known][:4] == ["c", "a", "d", "b"]
+    told = [text for text in page.texts if text.startswith("Mean confidence")]
+    assert told == ["Mean confidence 0.12.", "Mean confidence 0.40.", "Mean confidence 0.40."]
 
 
 def test_a_montage_crop_shows_the_place_where_the_cluster_is(tmp_path: Path):
