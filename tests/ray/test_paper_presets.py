@@ -79,7 +79,8 @@ def test_a_published_row_trains_and_scores_on_a_prepared_tree_with_every_option(
     for switch, plan in (
         ([], ["mine: reuse", "train: reuse"]),
         (["--compat.no-worker-mean"], ["mine: reuse", "train: to do"]),
-        (["--compat.no-jpeg-crops"], ["mine: to do", "train: to do"]),
+        (["--compat.no-jpeg-crops"], ["mine: refused", "train: to do"]),
+        (["--compat.no-jpeg-crops", "--overwrite"], ["mine: to do", "train: to do"]),
     ):
         job = load_job(TrainJob, [*settings, *OPTIONS, *switch], prog="train.py")
         lines = [line for line in plan_train(job) if line.startswith(("mine:", "train:"))]

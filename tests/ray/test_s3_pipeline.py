@@ -150,7 +150,7 @@ def test_nodes_that_may_not_read_the_bucket_end_the_job_with_the_reason(
 def test_workers_are_told_where_the_store_is_but_not_the_credentials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_JOB"))]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "HF_", "RAY_JOB"))]:
         monkeypatch.delenv(name)
     pages = {"THP_MEM_ALLOC_ENABLE": "1"}
     assert worker_environment().keys() == {"py_modules", "env_vars"}
