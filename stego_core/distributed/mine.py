@@ -140,6 +140,7 @@ def mine(
     Raises:
         InputError: if no image is usable.
         TooManyFailures: if more images can't be used than `max_failed` allows.
+        CheckpointError: if the run is of other images or settings, or of another job.
         ClusterError: if another job has taken over the lease of the run directory.
     """
     dataset, files = source

@@ -39,8 +39,8 @@ from stego_core.training.state import find_checkpoint
 logger = logging.getLogger(__name__)
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-# At a rung the clusters only have to tell trials apart.
 _RUNGS = "rungs.json"  # beside the state of a trial: what it reached so far
+# At a rung the clusters only have to tell trials apart.
 _RUNG_RESTARTS, _RUNG_SAMPLE = 2, 10_000
 
 
@@ -75,9 +75,9 @@ class Study:
     def label_key(self, trial_key: str) -> str | None:
         """Return the fingerprint of what a trial is scored on, None without labels."""
         store = self.labelled.get(trial_key)
-        if store is None or not self.num_named:
-            return None if store is None else store.key
-        return fingerprint(store.key, self.num_named)
+        if store is None:
+            return None
+        return fingerprint(store.key, self.num_named) if self.num_named else store.key
 
 
 def trial_uri(study_uri: str, key: str, *parts: str) -> str:

@@ -51,9 +51,9 @@ _UNIT_S = 840.0
 # Of tasks beside actors, which leave little more than a CPU of a small node: if a task of each kind
 # did not fit, Ray Data would finish nothing before everything is read.
 _SMALL_CPUS = 0.5
-_making = threading.Lock()  # the first two units begin together
 _AT_A_TIME = 2  # units in work in an actor, which share its threads (see `map_threads`)
 _IN_FLIGHT = 3  # units per actor: those in work, and one that is ready
+_making = threading.Lock()  # the first two units begin together
 
 
 @dataclass(frozen=True, slots=True)

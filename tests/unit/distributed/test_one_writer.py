@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+import numpy as np
 import pytest
 from factories import picture, png_bytes, write_tree
 
@@ -19,6 +20,7 @@ from stego_core.config.schema import (
     TuneJob,
 )
 from stego_core.datasets.directory import Dataset
+from stego_core.distributed import evaluate as evaluate_module
 from stego_core.distributed import mine
 from stego_core.distributed.chaos import soak
 from stego_core.distributed.chaos_targets import Segmentation
@@ -150,3 +152,22 @@ def test_a_job_does_not_write_into_the_output_of_another(name, job, root, tmp_pa
     with pytest.raises(CheckpointError, match=f"output of another job .{name}.: give another"):
         function(settings, run)
     assert (out / name).read_bytes() == b"{}"
+
+
+def test_an_evaluation_that_fails_leaves_no_scores_of_an_earlier_one(tmp_path, monkeypatch):
+    Segmentation(ChaosJob(), RunDirectory(str(tmp_path), job="test"))  # writes the model
+    image, label = png_bytes(picture()), png_bytes(np.zeros(picture().shape[:2], np.uint8))
+    data = write_tree(tmp_path / "data", {"imgs/val/0.png": image, "labels/val/0.png": label})
+    earlier = ("metrics.json", "protocol.json", "metrics/images.parquet")
+    out = write_tree(tmp_path / "out", dict.fromkeys((*earlier, "notes.txt"), b"{}"))
+
+    def fail(*_):
+        raise ClusterError("no nodes")
+
+    monkeypatch.setattr(evaluate_module, "_count", fail)
+    settings = {"data": DataConfig(root=str(data), split="val"), "out": str(out)}
+    job = EvaluateJob(model=str(tmp_path / "random-model"), **settings)
+    with pytest.raises(ClusterError, match="no nodes"):
+        evaluate(job, RunDirectory(str(out), job="evaluate"))
+    assert not [name for name in earlier if (out / name).exists()]
+    assert (out / "notes.txt").exists()
