@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -118,7 +119,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader has to know of the machine, and the load before the measurement."""
+    """Return what a reader has to know of machine and code, and the load before the measurement."""
     lines = []
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -133,7 +134,18 @@ def machine() -> dict[str, Any]:
         "load_1min": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout, with a + where files differ from it; None without git."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        told = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL)
+        return told.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(name: str) -> str | None:

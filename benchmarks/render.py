@@ -41,6 +41,8 @@ def table(results: list[dict[str, Any]]) -> str:
         packages = ", ".join(f"{n} {facts['packages'][n]}" for n in ("torch", "ray"))
         text = f"{facts['cpu']}, {facts['cores']} cores ({', '.join(bf16)}), {packages}"
         text = f"Run of {part.get('run') or 'unknown time'}, {text}"
+        if facts.get("commit"):
+            text += f", commit {facts['commit']}"
         origins.setdefault(text, []).append(_name(part, is_kept=part not in results))
     where = [f"{text}: {', '.join(names)}." for text, names in origins.items()]
     return "\n".join([HEAD, *rows, "", "\n\n".join(where)])

@@ -48,13 +48,16 @@ def main() -> int:
         if code:
             failed.append(name)
     render.main()
-    write_total(found.run, took_s, failed)
+    skipped = [name for name in render.BENCHMARKS if name not in took_s]
+    write_total(found.run, took_s, failed=failed, skipped=skipped)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def write_total(run: str, took_s: dict[str, float], failed: list[str]) -> None:
+def write_total(
+    run: str, took_s: dict[str, float], *, failed: list[str], skipped: list[str]
+) -> None:
     """Print the seconds of the whole run, and write them beside the results."""
     total_s = sum(took_s.values())
     print(f"== all: {total_s:.0f} s", flush=True)
@@ -63,6 +66,7 @@ def write_total(run: str, took_s: dict[str, float], failed: list[str]) -> None:
         "seconds": round(total_s, 1),
         "benchmarks": {name: round(one_s, 1) for name, one_s in took_s.items()},
         "failed": failed,
+        "skipped": skipped,
     }
     (RESULTS / "total.json").write_text(json.dumps(content, indent=2) + "\n")
 

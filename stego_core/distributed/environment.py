@@ -28,13 +28,18 @@ _HANDED_TO_WORKERS = (
 # torch asks the kernel for large pages for tensors of 2 MB and more: to touch a new tensor costs a
 # fault for each of its pages, which took as long as the arithmetic (docs/performance.md).
 _SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1"}
+# Ray ends a process that had no task for a second while a node has more of them than CPUs, and
+# actors count: on small nodes each unit's reading and writing then began with a second of imports,
+# a tenth of the throughput (docs/performance.md). Only Ray's own processes hear of it, at start.
+_RAY_SETTINGS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
 
 @contextmanager
 def inherited() -> Iterator[None]:
     """Hand processes that are started inside the package from where it is, and the settings."""
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    changed = _settings() | {"PYTHONPATH": os.pathsep.join(paths)}
+    ours = {name: os.environ.get(name, value) for name, value in _RAY_SETTINGS.items()}
+    changed = ours | _settings() | {"PYTHONPATH": os.pathsep.join(paths)}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:

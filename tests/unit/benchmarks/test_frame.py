@@ -21,7 +21,8 @@ def test_the_table_replaces_only_what_lies_between_the_markers(
 ) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     rows = [Row("fast CRF", "pydensecrf", 5, [4.0, 6.0, 7.0]), Row("s", "t", 0.85, [0.8], unit="%")]
-    common.write("crf", rows, common.machine(), 12.3, Options(run="Monday"))
+    facts = common.machine() | {"commit": "abc1234+"}
+    common.write("crf", rows, facts, 12.3, Options(run="Monday"))
     (tmp_path / "knn.json").write_text(json.dumps({"other": "study"}))
     results = render.read_results(tmp_path)
     assert [result["benchmark"] for result in results] == ["crf"]
@@ -33,6 +34,7 @@ def test_the_table_replaces_only_what_lies_between_the_markers(
     assert "| fast CRF | pydensecrf | at least 5 times | **6 times** | 4 times to 7 times |" in new
     assert "| s | t | at least 85 % | 80 % | 80 % to 80 % |" in new
     assert "\nRun of Monday, " in new
+    assert ", commit abc1234+: crf" in new
     assert render.render(new, results) == new
 
 

@@ -45,3 +45,16 @@ def test_workers_of_a_cluster_are_told_the_settings_unless_the_submission_was(mo
     for name in [name for name in os.environ if name.startswith(told)]:
         monkeypatch.delenv(name)
     assert worker_environment() == {}
+
+
+def test_ray_keeps_processes_that_wait_for_the_next_unit(monkeypatch):
+    name = "RAY_idle_worker_killing_time_threshold_ms"
+    monkeypatch.delenv(name, raising=False)
+    with inherited():
+        assert os.environ[name] == "600000"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "5")
+    with inherited():
+        assert os.environ[name] == "5"
+    # A cluster that runs already has read its own: workers need not hear of it.
+    assert name not in worker_environment()["env_vars"]
