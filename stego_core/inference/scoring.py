@@ -79,9 +79,6 @@ def measure_criteria(
         nearest_V: nearest neighbour of each view, negative where there is none.
         seed: of the sample; the same for all trials that are compared.
         expect: told beforehand what `read` will be called with.
-
-    Raises:
-        ConfigError: if there are fewer codes than clusters.
     """
     generator = np.random.default_rng([seed, _STREAM])
     count = min(_VIEWS, len(nearest_V))

@@ -122,12 +122,13 @@ def stability(halves: tuple[Tensor, Tensor], count: int, *, seed: int) -> float:
         seed: of the starts.
 
     Returns:
-        Adjusted Rand index of the two clusterings, each applied to both halves.
+        Adjusted Rand index of the two clusterings, each applied to both halves; 0 where a half has
+        fewer codes with a direction than `count`, since what only judges ends no training.
 
-    Raises:
-        ConfigError: if a half has fewer codes with a direction than `count`.
     Source: Lange et al. 2004 (stability of a clustering on data it was not fitted on).
     """
+    if min(int((half.norm(dim=1) > _ZERO).sum()) for half in halves) < count:
+        return 0.0
     everything = torch.cat(halves)
     labels = []
     for number, half in enumerate(halves):

@@ -99,29 +99,8 @@ def _linear_probe(
     """Return the linear probe for projected codes, and where it is fitted that for features."""
     if model.linear_probe is None:
         return {}
-    if job.train.linear_refit and data.labels is not None:
-        kinds, labels = labelled_points(
-            maps.labelled,
-            data.labels,
-            len(data.neighbors),
-            side=data.side,
-            seed=job.seed,
-            count=job.clusters.sample,
-            expect=data.features.expect,
-        )
-        if len(labels):
-            codes, details, features = kinds
-            code = (codes - mean_K) @ to_KK.T
-            probes = {LINEAR: torch.cat([code, details], 1), BASELINE_LINEAR: features}
-            fitted = {
-                name: fit_linear(points, labels, data.num_classes)
-                for name, points in probes.items()
-            }
-            return {
-                f"{name}.{part}": tensor
-                for name, parts in fitted.items()
-                for part, tensor in zip(("weight", "bias"), parts, strict=True)
-            }
+    if job.train.linear_refit:
+        return _fitted_probes(job, data, maps, mean_K, to_KK)
     # The probe that SGD trained, so that it gives the scores that it gave before.
     classifier = model.linear_probe.classifier
     assert classifier.bias is not None  # noqa: S101 - the probe is built with one
@@ -129,4 +108,32 @@ def _linear_probe(
     return {
         "linear.weight": weight @ torch.linalg.pinv(to_KK),
         "linear.bias": classifier.bias.cpu() + weight @ mean_K,
+    }
+
+
+def _fitted_probes(
+    job: TrainJob, data: TrainData, maps: ModelMaps, mean_K: Tensor, to_KK: Tensor
+) -> dict[str, Tensor]:
+    """Return both probes at their optimum; nothing where no labelled pixel is found."""
+    assert data.labels is not None  # noqa: S101 - there are classes
+    kinds, labels = labelled_points(
+        maps.labelled,
+        data.labels,
+        len(data.neighbors),
+        side=data.side,
+        seed=job.seed,
+        count=job.clusters.sample,
+        expect=data.features.expect,
+    )
+    if not len(labels):
+        return {}
+    codes, details, features = kinds
+    code = (codes - mean_K) @ to_KK.T
+    probes = {LINEAR: torch.cat([code, details], 1), BASELINE_LINEAR: features}
+    return {
+        f"{name}.{part}": tensor
+        for name, points in probes.items()
+        for part, tensor in zip(
+            ("weight", "bias"), fit_linear(points, labels, data.num_classes), strict=True
+        )
     }

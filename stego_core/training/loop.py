@@ -180,7 +180,7 @@ def _batch(
     draws = draw_step(job, step, neighbors_VN=data.neighbors, channels=data.channels)
     rows = _rows(job, context)
     labels = None
-    if data.labels is not None:
+    if data.labels is not None and not job.train.linear_refit:
         found, points = data.labels.read(draws.anchors[rows], draws.pixels[rows], data.side)
         labels = (found.to(device), points.to(device))
     optional = read_optional(

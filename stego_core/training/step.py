@@ -92,6 +92,9 @@ class Trainable(nn.Module):
             dim = self.head.dim
             self.cluster_probe = ClusterProbe(dim, job.clusters.total)
             self.linear_probe = LinearProbe(dim, num_classes) if num_classes else None
+            if self.linear_probe is not None and job.train.linear_refit:
+                # Fitted after training; until then it only keeps the number of classes.
+                self.linear_probe.requires_grad_(False)
             # The decoder of the reconstruction loss; it serves training only.
             self.decoder = nn.Conv2d(dim, channels, 1) if job.loss.reconstruction else None
         self.average = MovingAverage(self.head, job.train.ema) if job.train.ema else None

@@ -71,6 +71,14 @@ def test_real_clusters_are_stable_and_noise_is_not():
     assert stability(noise, 4, seed=0) < 0.4
 
 
+def test_a_half_without_a_code_for_each_cluster_is_not_stable_and_ends_nothing():
+    some = torch.eye(5)
+    assert stability((some, some), 5, seed=0) == 1
+    assert stability((some, some[:4]), 5, seed=0) == 0
+    assert stability((some, some * torch.tensor([1.0, 1, 1, 1, 0])), 5, seed=0) == 0
+    assert stability((some, some[:0]), 5, seed=0) == 0
+
+
 def test_mutual_neighbours_are_the_counterparts_and_no_others():
     second = torch.eye(4)
     first = torch.stack([second[2], second[0], (second[0] + 0.2 * second[1]) / 1.02**0.5])

@@ -102,8 +102,9 @@ def test_a_model_file_has_the_probe_on_features_only_where_probes_are_fitted(ref
         assert tensors["baseline_linear.weight"].shape == (2, 8)
 
 
-def test_labels_change_nothing_but_the_linear_probes():
-    job = train_job()
+@pytest.mark.parametrize("refit", [False, True])
+def test_labels_change_nothing_but_the_linear_probes(refit):
+    job = train_job(train={"linear_refit": refit})
     with_labels = fit(
         job, Trainable(job, channels=8, num_classes=2, shifts={}).eval(), train_data(labels=True)
     )

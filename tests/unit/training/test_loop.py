@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from factories import FakeFeatures, FolderContext, Killed, random_maps, states_equal, train_data
@@ -67,6 +69,23 @@ def test_events_come_at_their_interval_and_at_the_end_with_all_losses(tmp_path):
     names = {"loss/total", "loss/self", "loss/knn", "loss/random", "loss/cluster", "loss/linear"}
     names |= {"cd/self", "cd/knn", "cd/random", "throughput/steps_per_s"}
     assert names == set(events[0]) - {"event", "step", "batch"}
+
+
+def test_a_probe_that_is_fitted_afterwards_is_not_trained_and_no_step_reads_a_label(tmp_path):
+    class Unread:
+        def read(self, *_):
+            pytest.fail("a step read labels")
+
+    data = replace(train_data(labels=True), labels=Unread())
+    model, context = run(tmp_path / "a", data=data, train={"linear_refit": True})
+    trained, _ = run(tmp_path / "b", train={"linear_refit": False})
+    events = [event for event in context.events if event["event"] == "train/step"]
+    assert len(events) == 6
+    assert all("loss/linear" not in event for event in events)
+    assert states_equal(model.head, trained.head)
+    assert states_equal(model.cluster_probe, trained.cluster_probe)
+    assert not states_equal(model.linear_probe, trained.linear_probe)
+    assert states_equal(model, run(tmp_path / "a", data=data, train={"linear_refit": True})[0])
 
 
 def test_no_steps_give_the_initial_weights(tmp_path):
