@@ -89,6 +89,7 @@ def train_job(*, seed=0, head=None, loss=None, train=None, clusters=None, **sett
                 "checkpoint_every": 2,
                 "log_every": 1,
                 "linear_pixels": 5,
+                "linear_refit": False,  # so that steps train the linear probe, too
                 **(train or {}),
             }
         ),
@@ -176,4 +177,4 @@ def write_neighbors(folder: Path, views: Views, config: NeighborsConfig, **compa
     found = shard.top_k(views.embeddings, groups, rows)
     vectors = views.embeddings if MineCompat(**compat).skip_first_neighbor else None
     uri = str(folder / "part-00000.parquet")
-    write(found, views, vectors, rows, 0, config.stored, uri, key="k")
+    write(found, views, vectors, rows, start=0, k=config.stored, uri=uri, key="k")

@@ -7,9 +7,11 @@ do without them.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import numpy as np
 
 from stego_core.datasets.decoders import Decoders
 from stego_core.datasets.directory import Dataset, label_path
@@ -42,6 +44,21 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelValues:
+    """Which values the label files of a sample hold, 255 (not labelled) left out.
+
+    Attributes:
+        minimum: None if they hold nothing but 255, as the next.
+        maximum: the largest.
+        distinct: how many there are.
+    """
+
+    minimum: int | None
+    maximum: int | None
+    distinct: int
+
+
+@dataclass(frozen=True, slots=True)
 class DataCheck:
     """What a check found.
 
@@ -51,6 +68,8 @@ class DataCheck:
         pairs: images with a label file.
         sampled: pairs that were looked into.
         findings: at most one of each kind.
+        values: what their labels hold; None where a `classes.txt` says what they may hold, or none
+            could be read.
     """
 
     images: int
@@ -58,6 +77,19 @@ class DataCheck:
     pairs: int
     sampled: int
     findings: tuple[Finding, ...]
+    values: LabelValues | None = None
+
+    @property
+    def values_text(self) -> str | None:
+        """Return a line on `values`: without class names, nobody else can judge them."""
+        if self.values is None:
+            return None
+        found = f"{self.values.minimum} to {self.values.maximum}, {self.values.distinct} different"
+        sample = f"a sample of {self.sampled} of " if self.sampled < self.pairs else ""
+        return (
+            f"label values beside {IGNORE}: {found if self.values.distinct else 'none'}, in "
+            f"{sample}{self.pairs} label files; no classes.txt to compare them with"
+        )
 
 
 def check_dataset(
@@ -100,9 +132,9 @@ def check_dataset(
         _finding("shared_label", sharing, f"{{}} {of} share a label file with another image"),
     ]
     sample = heapq.nsmallest(SAMPLED_LABELS, pairs, key=lambda pair: image_id(pair[0].path))
-    findings += _look_into(dataset, sample, decoders)
-    found = tuple(finding for finding in findings if finding is not None)
-    return DataCheck(len(files), len(labels), len(pairs), len(sample), found)
+    more, values = _look_into(dataset, sample, decoders)
+    found = tuple(finding for finding in [*findings, *more] if finding is not None)
+    return DataCheck(len(files), len(labels), len(pairs), len(sample), found, values)
 
 
 def _finding(kind: str, examples: list[str], text: str) -> Finding | None:
@@ -115,10 +147,11 @@ def _finding(kind: str, examples: list[str], text: str) -> Finding | None:
 
 def _look_into(
     dataset: Dataset, sample: list[tuple[fs.ListedFile, str]], decoders: Decoders
-) -> Iterator[Finding | None]:
+) -> tuple[list[Finding | None], LabelValues | None]:
     num_classes = len(dataset.class_names) or IGNORE
     with ThreadPoolExecutor(_THREADS) as pool:
         looked = list(pool.map(lambda pair: _look(pair[0], pair[1], decoders, num_classes), sample))
+    odds = [odd for odd, _ in looked]
     of = f"of {len(sample)} label files looked into"
     names = f" (classes.txt names {num_classes})" if dataset.class_names else ""
     texts = {
@@ -126,18 +159,27 @@ def _look_into(
         "unknown_class": f"{{}} {of} hold values that are no class{names}",
         "other_shape": f"{{}} {of} have another shape than their image",
     }
-    for kind, text in texts.items():
-        yield _finding(kind, [odd[kind] for odd in looked if kind in odd], text)
+    findings = [
+        _finding(kind, [odd[kind] for odd in odds if kind in odd], text)
+        for kind, text in texts.items()
+    ]
+    read = [values for _, values in looked if values is not None]
+    return findings, None if dataset.class_names or not read else _label_values(read)
+
+
+def _label_values(read: list[set[int]]) -> LabelValues:
+    values = set().union(*read) - {IGNORE}
+    return LabelValues(min(values, default=None), max(values, default=None), len(values))
 
 
 def _look(
     file: fs.ListedFile, label_uri: str, decoders: Decoders, num_classes: int
-) -> dict[str, str]:
-    """Return what is odd about one pair, by kind."""
+) -> tuple[dict[str, str], set[int] | None]:
+    """Return what is odd about one pair, by kind, and the values of its labels if they are read."""
     try:
         labels = decoders.read_label(fs.read_bytes(label_uri))
     except (InputError, OSError) as error:
-        return {"unreadable_label": f"{label_uri} ({' '.join(str(error).split())})"}
+        return {"unreadable_label": f"{label_uri} ({' '.join(str(error).split())})"}, None
     odd = {}
     wrong = labels[(labels != IGNORE) & (labels >= num_classes)]
     if wrong.size:
@@ -149,7 +191,7 @@ def _look(
         pixels = max(1 / min(height, width), 1 / min(size))  # what rounding a side can do
         if abs(aspect - 1) > max(_ASPECT_TOLERANCE, pixels):
             odd["other_shape"] = f"{label_uri} ({width} x {height} for {size[1]} x {size[0]})"
-    return odd
+    return odd, {*np.unique(labels).tolist()}
 
 
 def _image_size(file: fs.ListedFile, decoders: Decoders) -> tuple[int, int] | None:

@@ -47,6 +47,7 @@ def plan_check(
     check = _check(data, dataset, files, limits)
     return [
         f"label files: {check.labels}, images with one: {check.pairs} of {check.images}",
+        *([check.values_text] if check.values_text else []),
         *(f"data: {finding.text}" for finding in check.findings),
     ]
 
@@ -60,10 +61,14 @@ def check_data(
 ) -> DataCheck:
     """Check a data set, and say what is odd: all in one warning, and in one event.
 
+    Which values labels hold without a `classes.txt` is told besides: it may be right.
+
     Raises:
         InputError: if the labels folder can't be listed.
     """
     check = _check(data, dataset, files, limits)
+    if check.values_text:
+        logger.info("%s", check.values_text)
     if check.findings:
         logger.warning("%s", "\n".join(f"data: {finding.text}" for finding in check.findings))
     run.event("data/check", images_uri=dataset.images_uri, **asdict(check))

@@ -174,8 +174,12 @@ class _Searchers:
         ]
 
     def _shard_arguments(self, shard: Shard) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        places = (shard.embeddings, shard.groups, shard.start, self._job.neighbors)
-        return places, {"device": self._device, "trained": self._trained}
+        return (shard.embeddings, shard.groups), {
+            "start": shard.start,
+            "config": self._job.neighbors,
+            "device": self._device,
+            "trained": self._trained,
+        }
 
     def _start(self, shard: Shard, count: int) -> list[Any]:
         actor = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **self._resources)(
@@ -229,13 +233,19 @@ class _Searchers:
         if len(blocks) == 1:  # here, where torch is loaded already
             (shard, rows), (uri,) = blocks[0], uris
             vectors = self._views.embeddings if skip else None
-            write(ray.get(lists[0]), ids, vectors, rows, shard.start, k, uri, key=key)
+            found = ray.get(lists[0])
+            write(found, ids, vectors, rows, start=shard.start, k=k, uri=uri, key=key)
             return
         shared, write_block = ray.put(ids), ray.remote(num_cpus=0)(write)
         tasks = [
             write_block.remote(
-                *(found, shared, shard.embeddings if skip else None),
-                *(rows, shard.start, k, uri),
+                found,
+                shared,
+                shard.embeddings if skip else None,
+                rows,
+                start=shard.start,
+                k=k,
+                uri=uri,
                 key=key,
             )
             for found, (shard, rows), uri in zip(lists, blocks, uris, strict=True)

@@ -98,9 +98,9 @@ def search_shard(
     rows: slice,
     embeddings: np.ndarray,
     groups: np.ndarray,
+    *,
     start: int,
     config: NeighborsConfig,
-    *,
     device: str,
     trained: bytes | None,
     is_exact: bool,
@@ -129,10 +129,10 @@ def write(
     views: Views,
     embeddings: np.ndarray | None,
     rows: slice,
+    *,
     start: int,
     k: int,
     uri: str,
-    *,
     key: str,
 ) -> None:
     """Write the neighbours of a block of queries.

@@ -14,13 +14,13 @@ from ray import tune
 from ray.tune.callback import Callback
 
 from stego_core.config.load import dump_toml
-from stego_core.config.schema import TuneJob
+from stego_core.config.schema import DataConfig, TuneJob
 from stego_core.config.space import Axis
 from stego_core.config.trials import Trial, make_trials, mining_key
 from stego_core.datasets.demo import DEMO
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
-from stego_core.distributed.data import select_images
+from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.labelled import LabelledStore, store_labelled
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.distributed.rungs import Ladder, RungScheduler
@@ -64,6 +64,7 @@ def plan_tune(job: TuneJob) -> list[str]:
         f"{job.tune.parallel} at a time",
         f"minings: {len(minings)}",
         f"scored on: {labelled[0].labels_uri if labelled else 'nothing, there are no labels'}",
+        *(plan_check(_scored(job), *labelled, job.limits) if labelled else []),
         f"time: about {max(1, round(seconds / 60)) if left else 0} min ({measured}), "
         "without mining",
     ]
@@ -82,6 +83,8 @@ def tune_study(job: TuneJob, run: RunDirectory) -> None:
     source = find_images(job)
     labelled = _labelled(job)
     with hold(job.out) as lease:
+        if labelled is not None:
+            check_data(run, _scored(job), *labelled, job.limits)
         fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
         with connect(debug=job.debug):
             study = _prepare(job, run, trials, source, labelled, lease)
@@ -114,8 +117,12 @@ def _labelled(job: TuneJob) -> tuple[Dataset, Sequence[fs.ListedFile]] | None:
         return None
     if dataset.labels_uri is None:
         return None
+    return dataset, select_images(_scored(job), dataset)
+
+
+def _scored(job: TuneJob) -> DataConfig:
     # `fraction` and `limit` make training smaller, not the split that scores are of.
-    return dataset, select_images(replace(job.data, fraction=1.0, limit=None), dataset)
+    return replace(job.data, fraction=1.0, limit=None)
 
 
 def _prepare(

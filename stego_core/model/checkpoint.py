@@ -58,9 +58,15 @@ def find_model(uri: str) -> str:
     """Return the folder with the model files of a run directory or checkpoint folder.
 
     Raises:
-        CheckpointError: if neither holds a model.
+        CheckpointError: if neither holds a model; a training state alone is named as such.
     """
     for folder in (uri, fs.join(uri, "model")):
         if fs.exists(fs.join(folder, "model.json")):
             return folder
+    if any(fs.exists(fs.join(uri, f"state.{kind}")) for kind in ("json", "safetensors")):
+        run = uri.rpartition("/checkpoints/")[0]
+        raise CheckpointError(
+            f"{uri} holds a state that a training continues from, not a model: give the run "
+            f"directory{f', {run}' if run else ''}"
+        )
     raise CheckpointError(f"{uri} holds no trained model; train one with jobs/train.py --out {uri}")

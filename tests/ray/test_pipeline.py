@@ -14,6 +14,9 @@ from PIL import Image
 from ray_cluster import SEGMENT, TRAIN, Cluster, draw_pictures, kill_midway, stopped
 from safetensors.numpy import load_file
 
+from stego_core.model.registry import find_backbone
+from stego_core.model.weights import resolve_weights
+
 pytestmark = pytest.mark.ray
 
 
@@ -49,6 +52,9 @@ def test_training_leaves_a_model_neighbours_and_a_record(model: Path) -> None:
         assert len(row["neighbor_ids"]) == 30
     events = [json.loads(line) for line in (model / "events.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "train/step"] == [20, 30]
+    expected = resolve_weights(find_backbone("test_vit"), "random")
+    weights = json.loads((model / "mine.json").read_text())["weights"]
+    assert weights == {"source": expected.source, "sha256": expected.sha256}
 
 
 def test_the_resolved_configuration_reproduces_the_model(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import logging
 
 import pytest
@@ -17,10 +16,6 @@ def _restored():
     yield
     root.handlers[:], root.propagate = before[0], before[2]
     root.setLevel(before[1])
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    assert doctest.testmod(log).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stego_core.config.schema import ImageLimits
 from stego_core.datasets import check as check_module
-from stego_core.datasets.check import _finding, check_dataset
+from stego_core.datasets.check import LabelValues, _finding, check_dataset
 from stego_core.datasets.directory import open_dataset
 from stego_core.distributed.data import decoders
 from stego_core.storage import fs
@@ -102,6 +102,42 @@ def test_without_class_names_any_class_id_is_one(tmp_path):
     assert kinds(check(tmp_path)) == {}
     label.write_bytes(png_bytes(np.full((20, 30), 300, np.uint16)))
     assert kinds(check(tmp_path)) == {"unknown_class": 1}
+
+
+def test_without_class_names_the_values_that_labels_hold_are_told(tmp_path):
+    root = tree(tmp_path, images=3, classes=b"")
+    label = np.full((20, 30), 255, np.uint8)
+    label[:5, :4], label[5:9] = 7, 30
+    (root / "labels/train/0.png").write_bytes(png_bytes(label))
+    (root / "labels/train/1.png").write_bytes(png_bytes(np.full((20, 30), 4, np.uint8)))
+    found = check(root)
+    assert found.values == LabelValues(minimum=0, maximum=30, distinct=4)  # 0, 4, 7, 30
+    assert found.values_text == (
+        "label values beside 255: 0 to 30, 4 different, in 3 label files; "
+        "no classes.txt to compare them with"
+    )
+    assert found.findings == ()
+
+
+def test_values_of_a_sample_are_said_to_be_of_one(tmp_path, monkeypatch):
+    root = tree(tmp_path, images=6, classes=b"")
+    monkeypatch.setattr(check_module, "SAMPLED_LABELS", 5)
+    assert "0 to 1, 2 different, in a sample of 5 of 6 label files;" in check(root).values_text
+
+
+def test_labels_of_255_alone_and_labels_that_cannot_be_read_have_no_values(tmp_path):
+    root = tree(tmp_path, images=1, classes=b"")
+    label = root / "labels/train/0.png"
+    label.write_bytes(png_bytes(np.full((20, 30), 255, np.uint8)))
+    assert check(root).values == LabelValues(minimum=None, maximum=None, distinct=0)
+    assert check(root).values_text.startswith("label values beside 255: none, in 1 label files;")
+    label.write_bytes(b"broken")
+    assert (check(root).values, check(root).values_text) == (None, None)
+
+
+def test_class_names_say_what_values_may_be_and_nothing_is_told_of_them(tmp_path):
+    found = check(tree(tmp_path))
+    assert (found.values, found.values_text) == (None, None)
 
 
 def test_255_is_never_an_unknown_class(tmp_path):

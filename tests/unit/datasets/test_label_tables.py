@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from stego_core.config.schema import PrepareJob
-from stego_core.datasets import camvid, cityscapes, coco_stuff, directory, official, potsdam, voc
+from stego_core.datasets import camvid, cityscapes, coco_stuff, potsdam, voc
 from stego_core.datasets.official import LabelTable
 from stego_core.datasets.prepare import DATASETS
 from stego_core.errors import InputError
@@ -162,10 +161,3 @@ def test_a_table_maps_like_a_loop():
     expected = [[table[int(value)] for value in row] for row in labels]
     assert LabelTable(table)(labels).tolist() == expected
     assert LabelTable(table)(labels).dtype == np.uint8
-
-
-@pytest.mark.parametrize("module", [official, directory])
-def test_the_examples_hold(module):
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0

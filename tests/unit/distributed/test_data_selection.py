@@ -19,7 +19,7 @@ from stego_core.config.schema import (
     ViewConfig,
 )
 from stego_core.datasets.directory import open_dataset
-from stego_core.distributed.data import check_data, select_images
+from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.evaluate import _checked
 from stego_core.distributed.fetch import SquareViews
 from stego_core.distributed.mine import plan_mine
@@ -65,6 +65,31 @@ def test_one_warning_and_one_event_tell_what_is_odd(root, tmp_path, caplog, monk
         "images_without_label",
         "unreadable_label",
     ]
+
+
+@pytest.mark.parametrize("classes", [None, b"sky\n"])
+def test_values_without_class_names_are_one_line_in_log_event_and_plan(
+    root, tmp_path, caplog, monkeypatch, classes
+):
+    monkeypatch.setattr(logging.getLogger("stego_core"), "propagate", True)
+    if classes:
+        write_tree(root, {"classes.txt": classes})
+    data = DataConfig(root=str(root), split="val")
+    dataset = open_dataset(str(root), "val")
+    files = select_images(data, dataset)
+    run = RunDirectory(str(tmp_path / "out"), job="test")
+    with caplog.at_level(logging.INFO, "stego_core"):
+        check_data(run, data, dataset, files, ImageLimits())
+    event = json.loads((tmp_path / "out/events.jsonl").read_text())
+    line = "label values beside 255: 0 to 0, 1 different, in 6 label files; no classes.txt"
+    logged = [(record.levelname, record.getMessage()) for record in caplog.records]
+    planned = plan_check(data, dataset, files, ImageLimits())
+    if classes:
+        assert (logged, event["values"], len(planned)) == ([], None, 1)
+    else:
+        assert logged == [("INFO", f"{line} to compare them with")]
+        assert event["values"] == {"minimum": 0, "maximum": 0, "distinct": 1}
+        assert planned[1:] == [f"{line} to compare them with"]
 
 
 def test_evaluation_without_any_pair_is_refused_before_it_starts(root, tmp_path):

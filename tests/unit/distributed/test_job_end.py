@@ -10,7 +10,15 @@ import pytest
 from stego_core import log
 from stego_core.config.schema import MineJob
 from stego_core.distributed.job import run_job
-from stego_core.errors import ConfigError
+from stego_core.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    InputError,
+    SchemaError,
+    StegoError,
+    TooManyFailures,
+)
 from stego_core.storage.run import RunDirectory
 
 FULL = OSError(28, "No space left on device")
@@ -55,6 +63,46 @@ def test_a_job_that_is_ended_from_outside_says_so(tmp_path: Path) -> None:
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 15)
     assert "ended from outside" in status["error"]
+
+
+# Numbers, not the classes' own attributes: scripts of users branch on them.
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("a bug"), 1),
+        (StegoError("of no kind"), 1),
+        (ConfigError("no such setting", "nor this one"), 2),
+        (CheckpointError("other settings"), 2),
+        (SchemaError("no such column"), 2),
+        (InputError("no images"), 3),
+        (TooManyFailures("5 of 6"), 4),
+        (ClusterError("no CPU is left"), 5),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_each_kind_of_error_ends_a_job_with_its_documented_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    assert end(tmp_path, error, begun=True) == code
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", code)
+    event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+    assert (event["event"], event["exit_code"]) == ("end", code)
+    shown = capsys.readouterr().err
+    for line in str(error).splitlines():
+        is_bug = isinstance(error, RuntimeError)
+        assert f"test.py: error: {'unexpected RuntimeError: ' if is_bug else ''}{line}\n" in shown
+        assert ("Traceback" in shown) == is_bug
+
+
+def test_flags_that_are_wrong_end_a_job_with_2_and_nothing_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--out", str(tmp_path / "run"), "--workers", "none"]
+    ends = {"plan": pytest.fail, "run": pytest.fail, "directory": lambda job: job.out}
+    assert run_job(MineJob, flags, prog="test.py", **ends) == 2
+    assert capsys.readouterr().err.startswith("test.py: error: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_store_refuses_is_a_setting_and_no_bug(tmp_path: Path) -> None:

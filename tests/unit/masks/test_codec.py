@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import doctest
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stego_core.masks import codec
 from stego_core.masks.codec import decode_mask, encode_mask
 from stego_core.masks.palette import cluster_colors
 from stego_core.viz.overlay import colorize, mask_image
@@ -64,7 +62,3 @@ def test_a_map_of_two_halves_takes_few_bytes():
     labels = np.zeros((320, 320), np.uint8)
     labels[:, 160:] = 3
     assert len(encode_mask(labels)) < 2500  # of which the palette is 768
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    assert doctest.testmod(codec).failed == 0

