@@ -147,8 +147,8 @@ class SegmentJob(_ImagesJob):
     """The same weights of the backbone, where the place that the training had them from is away."""
     out: str = "runs/default-masks"
     """Where masks, quarantine and status go."""
-    actors: Positive = 1
-    """Actors that run the model."""
+    actors: NonNegative = 0
+    """Actors that run the model; 0: one for each GPU, or without GPUs for each node."""
     crf: bool = False
     """Refine with a dense CRF (a fraction of a second of one CPU per image; see `predict.crf`)."""
     flip: bool = False
@@ -188,7 +188,8 @@ class EvaluateJob(_ImagesJob):
     weights: str | None = None
     """The same weights of the backbone, where the place that the training had them from is away."""
     out: str = "runs/default-eval"
-    actors: Positive = 1
+    actors: NonNegative = 0
+    """As of a segmentation."""
     crf: bool = False
     flip: bool = False
     predict: LabelMapConfig = field(default_factory=LabelMapConfig)

@@ -101,6 +101,7 @@ def soak(job: ChaosJob, run: RunDirectory, *, jobs: Path) -> None:
 
 
 def _soak(job: ChaosJob, run: RunDirectory, jobs: Path, folder: Path, lease: Lease) -> None:
+    fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
     target = make_target(job, run)
     for name in ("calm", *(f"round-{number:03d}" for number in range(job.faults.rounds))):
         fs.delete(run.path(name))

@@ -226,7 +226,8 @@ def largest_share(nodes: Sequence[float], count: int) -> float:
 def plan_actors(count: int, *, at_least: int | None = None) -> ActorPlan:
     """Return what each of `count` actors takes of the cluster.
 
-    Where `at_least` says so, there may be fewer: one for each GPU.
+    0 asks for one on each GPU, or without GPUs for one on each node that has CPUs for it. Where
+    `at_least` says so, there may be fewer: one for each GPU.
 
     On GPUs each actor has one. On CPUs the actors share all but a tenth (at least one CPU) of each
     node, which stays free for reading and writing: without it no task could ever start (ray#44687).
@@ -238,12 +239,14 @@ def plan_actors(count: int, *, at_least: int | None = None) -> ActorPlan:
     if cpus < 1:
         raise ClusterError("the cluster has no CPU to work on")
     if gpus:
+        count = count or max(1, math.floor(gpus))
         if at_least is not None and at_least <= gpus < count:
             count = math.floor(gpus)
         if count > gpus:
             raise ClusterError(f"{count} actors want a GPU each; the cluster has {gpus:g}")
         return ActorPlan(count, num_cpus=0, num_gpus=1, threads=1)
     nodes = node_cpus()
+    count = count or max(1, sum(node > spare_cpus(node) for node in nodes))
     share = largest_share(nodes, count)
     # A hundredth less than a whole CPU, so that Ray does not fuse reading into the actors.
     num_cpus = max(0.0, math.floor(share * 100 - 1) / 100)

@@ -14,6 +14,7 @@ from stego_core.config.schema import EvaluateJob, MineJob, TrainJob, TuneJob
 from stego_core.images.views import view_count
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.speed import seconds_per_view
+from stego_core.storage import fs
 from stego_core.training.speed import seconds_per_step, views_read
 from stego_core.training.views import view_side
 
@@ -59,6 +60,17 @@ def fate(job: MineJob | EvaluateJob, size: int) -> str:
     if size <= job.store.max_bytes:
         return f"{_mebibytes(size)}, stored ({budget})"
     return f"{_mebibytes(size)}, not stored ({budget})"
+
+
+def lacking_room(folder: str, size: int) -> str | None:
+    """Return what to do where a disk has less free than features will take; None where it fits."""
+    free = fs.free_bytes(folder)
+    if free is None or size <= free:
+        return None
+    return (
+        f"features take {_mebibytes(size)} and the disk of {folder} has {_mebibytes(free)} free: "
+        "make room, or train without storing them (--store.max-bytes 0)"
+    )
 
 
 def _mebibytes(size: int) -> str:

@@ -17,6 +17,7 @@ from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.estimate import (
     fate,
     feature_width,
+    lacking_room,
     mining_time,
     store_bytes,
     training_time,
@@ -34,6 +35,7 @@ from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units, units_at_once
+from stego_core.errors import InputError
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
@@ -85,17 +87,20 @@ def plan_mine(job: MineJob) -> list[str]:
     files = select_images(job.data, dataset)
     num_views = len(files) * views_per_image(job)
     size = store_bytes(job, record, len(files))
+    is_stored = size <= job.store.max_bytes
     units = -(-len(files) // _unit_images(job))
     run = RunDirectory(job.out, job="plan")
     if job.backbone.precision == "auto":
         job = _with_precision(job, told_precision(run))
     settings = mining_record(job, digest_files(files))
-    keys = differing_keys(run, settings | {"stored": size <= job.store.max_bytes})
+    keys = differing_keys(run, settings | {"stored": is_stored})
     what = f"mine: to do, {units} units{mining_time(job, record, num_views)}"
     if keys and not job.overwrite:
         what = f"mine: refused without --overwrite, other than what is there: {', '.join(keys)}"
     elif not keys and run.read_json("mine.json"):
         what = MINE_AGAIN if job.retry else MINE_REUSE
+    elif is_stored and (problem := lacking_room(job.out, size)):
+        what = f"mine: {problem}"
     return [
         *lines,
         f"images: {dataset.images_uri}: {len(files)}, labels: {dataset.labels_uri or 'none'}",
@@ -103,7 +108,7 @@ def plan_mine(job: MineJob) -> list[str]:
         f"views: {num_views} ({job.views.crops}), features: {fate(job, size)}",
         plan_search(job.neighbors, num_views, feature_width(job, record)).line(job.neighbors),
         what,
-        *training_time(job, record, num_views, is_stored=size <= job.store.max_bytes),
+        *training_time(job, record, num_views, is_stored=is_stored),
     ]
 
 
@@ -138,7 +143,7 @@ def mine(
     them, so a stale one is never reused.
 
     Raises:
-        InputError: if no image is usable.
+        InputError: if no image is usable, or the disk has no room for the features.
         TooManyFailures: if more images can't be used than `max_failed` allows.
         CheckpointError: if the run is of other images or settings, or of another job.
         ClusterError: if another job has taken over the lease of the run directory.
@@ -206,9 +211,13 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
         run.event("mine/reused", key=mined.key)
         logger.info("features: reused, key %s", mined.key)
         return
-    actors = plan_actors(job.workers, at_least=job.min_workers)
     sizes = manifest.sizes()
-    done = manifest.num_images - sum(sizes[unit] for unit in left)
+    num_left = sum(sizes[unit] for unit in left)
+    done = manifest.num_images - num_left
+    size = store_bytes(job, find_backbone(job.backbone.name), num_left)
+    if mined.is_stored and (problem := lacking_room(mined.store_uri, size)):
+        raise InputError(problem)
+    actors = plan_actors(job.workers, at_least=job.min_workers)
     at_once = units_at_once(actors)
     progress = Progress(run, stage="mine", total=manifest.num_images, at_once=at_once, done=done)
     run.status("running", stage="mine")

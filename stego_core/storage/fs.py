@@ -6,6 +6,7 @@ Credentials come only from the environment, a profile or an instance role; never
 from __future__ import annotations
 
 import os
+import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
@@ -158,6 +159,15 @@ def _kind(uri: str) -> pafs.FileType:
     filesystem, path = open_uri(uri)
     with told(uri, "can't be looked up"):
         return repeated(uri, lambda: filesystem.get_file_info(path.rstrip("/") or "/").type)
+
+
+def free_bytes(uri: str) -> int | None:
+    """Return what is free on the disk where a folder is or would be; None of a store."""
+    if not is_local(uri):
+        return None
+    path = local_path(uri).absolute()
+    there = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+    return shutil.disk_usage(there).free
 
 
 def delete(uri: str) -> None:

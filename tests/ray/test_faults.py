@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from ray_cluster import ROOT, SEGMENT, Cluster, draw_pictures, stopped
 
+from stego_core.config.load import load_job
+from stego_core.config.schema import ChaosJob
 from stego_core.masks.verify import row_digests, verify_output
 
 pytestmark = pytest.mark.ray
@@ -140,6 +142,8 @@ def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
     flags = ["--actors", "2", "--faults.mean-s", "1.5"]
     flags += ["--faults.kinds", "driver", "actor", "task", "node"]
     record = soak(tmp_path / "chaos", *flags)
+    again = ["--config", str(tmp_path / "chaos" / "config.resolved.toml")]
+    assert load_job(ChaosJob, again, prog="chaos.py").actors == 2
     assert record["rows"] == {
         "expected": 24,
         "found": 24,

@@ -70,6 +70,13 @@ def test_the_commands_of_the_released_checkpoint_are_the_same_on_all_pages():
         assert [c for c in jobs_in(page) if any("released" in word for word in c)] == released
 
 
+def test_the_results_have_the_commands_of_all_published_rows():
+    rows = [c for c in COMMANDS if c[0] != "jobs/prepare_data.py" and "--out" in c]
+    assert len(rows) == 10
+    there = jobs_in("results.md")
+    assert [c for c in rows if c not in there] == []
+
+
 @pytest.mark.parametrize("command", commands("evaluate.py"), ids=lambda c: value(c, "--model"))
 def test_the_commands_that_evaluate_have_a_plan_on_the_prepared_tree(command, tmp_path):
     name = Path(value(command, "--data.root")).name

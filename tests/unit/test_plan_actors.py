@@ -34,6 +34,23 @@ def test_a_plan_with_gpus_runs_on_cuda_and_talks_by_nccl(monkeypatch: pytest.Mon
         plan_actors(4, at_least=3)
 
 
+def test_without_a_number_each_gpu_has_an_actor_or_each_node_with_room_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give(monkeypatch, CPU=16, GPU=4)
+    assert plan_actors(0).count == 4
+    give(monkeypatch, CPU=16, GPU=0.5)
+    with pytest.raises(ClusterError, match="1 actors want a GPU each"):
+        plan_actors(0)
+    give(monkeypatch, CPU=8)
+    assert plan_actors(0) == plan_actors(1)
+    for cpus, count in ([8, 8, 64], 3), ([0, 1, 8, 8], 2), ([1], 1), ([1, 1], 1):
+        nodes = [{"Alive": True, "Resources": {"CPU": float(cpu)}} for cpu in cpus]
+        monkeypatch.setattr(ray, "nodes", lambda nodes=nodes: nodes)
+        monkeypatch.setattr(ray, "cluster_resources", lambda cpus=cpus: {"CPU": float(sum(cpus))})
+        assert plan_actors(0).count == count
+
+
 def test_a_plan_without_gpus_runs_on_cpus_and_talks_by_gloo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,13 @@ from factories import picture, png_bytes, write_tree
 from stego_core.config.load import load_job
 from stego_core.config.schema import EvaluateJob, MineJob, TrainJob
 from stego_core.distributed import estimate
+from stego_core.distributed import mine as mine_module
 from stego_core.distributed.evaluate import plan_evaluate
-from stego_core.distributed.mine import plan_mine
+from stego_core.distributed.mine import find_images, plan_mine
 from stego_core.distributed.mine_record import mining_record
+from stego_core.errors import InputError
+from stego_core.storage import fs
+from stego_core.storage.lease import hold
 from stego_core.storage.manifest import digest_files, list_images
 from stego_core.storage.run import RunDirectory
 
@@ -106,3 +112,31 @@ def test_the_plan_of_an_evaluation_says_what_becomes_of_features(tmp_path: Path)
     twice = ["--store.uri", "f", "--store.max-bytes", "2000000"]
     assert ", stored" in last_line(*twice, "--flip")
     assert ", not stored" in last_line(*twice, "--flip", "--predict.scales", "1", "0.5")
+
+
+def test_a_dry_run_says_what_to_do_where_the_disk_has_no_room_for_the_features(
+    data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    (line,) = [line for line in plan(MineJob, [*data, *SMALL]) if line.startswith("mine: ")]
+    assert " has 0 MiB free: make room, or train without storing them" in line
+    streamed = plan(MineJob, [*data, *SMALL, "--store.max-bytes", "0"])
+    assert any(line.startswith("mine: to do") for line in streamed)
+
+
+def test_mining_begins_nothing_that_the_disk_can_not_hold(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_job(MineJob, [*data, *SMALL], prog="test")
+    source = find_images(job)
+    monkeypatch.setattr(mine_module, "settle_precision", lambda run, asked: "fp32")
+    monkeypatch.setattr(mine_module, "plan_actors", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with hold(job.out) as lease, pytest.raises(InputError, match="make room"):
+        mine_module.mine(job, RunDirectory(job.out, job="mine"), source, lease)
+
+
+def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
+    assert fs.free_bytes("s3://bucket/run") is None
+    free = fs.free_bytes(str(tmp_path / "not" / "there"))
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
