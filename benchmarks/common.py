@@ -139,13 +139,18 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout, with a + where files differ from it; None without git."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """Return the commit of the checkout, with a + where the code is another; None without git."""
+    git = ["git", "-C", str(ROOT)]
+    # Each benchmark of a run writes results and renews the table before the next one begins.
+    changed = [*git, "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs"]
     try:
-        told = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL)
-        return told.strip()
+        found, others = (
+            subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+            for command in ([*git, "rev-parse", "--short", "HEAD"], changed)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{found}+" if others else found
 
 
 def _version(name: str) -> str | None:

@@ -116,7 +116,7 @@ class TrainConfig(Strict):
     log_every: Positive = 20
     """Steps between lines of events.jsonl."""
     linear_pixels: Positive = 1024
-    """Labelled pixels drawn from each view for the linear probe, when there are labels."""
+    """Labelled pixels drawn from each view for a linear probe that is trained, not fitted."""
     linear_refit: bool = True
     """With labels: fit the linear probe to its optimum after training, and another one on the
     frozen features beside it; false keeps the probe that SGD trained, as the paper does."""

@@ -15,6 +15,7 @@ from stego_core.images.views import view_count
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.speed import seconds_per_view
 from stego_core.storage import fs
+from stego_core.storage.run import RunDirectory
 from stego_core.training.speed import seconds_per_step, views_read
 from stego_core.training.views import view_side
 
@@ -62,14 +63,21 @@ def fate(job: MineJob | EvaluateJob, size: int) -> str:
     return f"{_mebibytes(size)}, not stored ({budget})"
 
 
-def lacking_room(folder: str, size: int) -> str | None:
-    """Return what to do where a disk has less free than features will take; None where it fits."""
+def lacking_room(run: RunDirectory, size: int) -> str | None:
+    """Return what to do where a disk has no room for so many bytes of features; None where it has.
+
+    What is there already counts as room: it is either used or deleted first.
+    """
+    folder = run.path("features")
     free = fs.free_bytes(folder)
     if free is None or size <= free:
         return None
+    held = sum(file.num_bytes for file in fs.list_files(folder)) if fs.is_folder(folder) else 0
+    if size <= free + held:
+        return None
     return (
-        f"features take {_mebibytes(size)} and the disk of {folder} has {_mebibytes(free)} free: "
-        "make room, or train without storing them (--store.max-bytes 0)"
+        f"features take {_mebibytes(size - held)} and the disk of {run.uri} has {_mebibytes(free)} "
+        "free: make room, or train without storing them (--store.max-bytes 0)"
     )
 
 

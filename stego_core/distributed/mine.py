@@ -35,7 +35,7 @@ from stego_core.distributed.precision import settle_precision, told_precision
 from stego_core.distributed.progress import Progress
 from stego_core.distributed.search import search_neighbors
 from stego_core.distributed.units import Stage, run_units, units_at_once
-from stego_core.errors import InputError
+from stego_core.errors import ConfigError
 from stego_core.model.registry import find_backbone
 from stego_core.model.weights import ResolvedWeights, resolve_weights
 from stego_core.neighbors.plan import plan_search
@@ -99,7 +99,7 @@ def plan_mine(job: MineJob) -> list[str]:
         what = f"mine: refused without --overwrite, other than what is there: {', '.join(keys)}"
     elif not keys and run.read_json("mine.json"):
         what = MINE_AGAIN if job.retry else MINE_REUSE
-    elif is_stored and (problem := lacking_room(job.out, size)):
+    elif is_stored and (problem := lacking_room(run, size)):
         what = f"mine: {problem}"
     return [
         *lines,
@@ -143,7 +143,8 @@ def mine(
     them, so a stale one is never reused.
 
     Raises:
-        InputError: if no image is usable, or the disk has no room for the features.
+        InputError: if no image is usable.
+        ConfigError: if the disk has no room for the features.
         TooManyFailures: if more images can't be used than `max_failed` allows.
         CheckpointError: if the run is of other images or settings, or of another job.
         ClusterError: if another job has taken over the lease of the run directory.
@@ -155,7 +156,10 @@ def mine(
     # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
     plan_search(job.neighbors, len(files) * views_per_image(job), feature_width(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
-    is_stored = store_bytes(job, backbone, len(files)) <= job.store.max_bytes
+    size = store_bytes(job, backbone, len(files))
+    is_stored = size <= job.store.max_bytes
+    if is_stored and (problem := lacking_room(run, size)):
+        raise ConfigError(problem)
     job = _with_precision(job, settle_precision(run, job.backbone.precision))
     record = mining_record(job, digest_files(files))
     key = fingerprint(record, weights.sha256, is_stored)
@@ -211,13 +215,9 @@ def _embed(job: MineJob, run: RunDirectory, mined: Mined, lease: Lease) -> None:
         run.event("mine/reused", key=mined.key)
         logger.info("features: reused, key %s", mined.key)
         return
-    sizes = manifest.sizes()
-    num_left = sum(sizes[unit] for unit in left)
-    done = manifest.num_images - num_left
-    size = store_bytes(job, find_backbone(job.backbone.name), num_left)
-    if mined.is_stored and (problem := lacking_room(mined.store_uri, size)):
-        raise InputError(problem)
     actors = plan_actors(job.workers, at_least=job.min_workers)
+    sizes = manifest.sizes()
+    done = manifest.num_images - sum(sizes[unit] for unit in left)
     at_once = units_at_once(actors)
     progress = Progress(run, stage="mine", total=manifest.num_images, at_once=at_once, done=done)
     run.status("running", stage="mine")

@@ -1,11 +1,11 @@
 """Shifts from the data: what "similar" means for this backbone and these images.
 
 The paper's shifts were tuned by hand, for DINO. Correspondences of other backbones lie elsewhere
-(DINOv2: 0.66 self, 0.63 knn, 0.47 random on street scenes), where those numbers attract nearly
-everything. Here one number serves all kinds of pairs: the correspondence that three in a hundred
-random pairs of points exceed, measured on the views before the first step. That share was chosen
-for whitened features; plain ones are better off with numbers of their own (docs/sensitivity.md).
-No label is looked at.
+(DINOv2: 0.66 self, 0.63 knn, 0.47 random on street scenes), where those numbers attract nearly all
+pairs of an image and of neighbours. Here one number serves all kinds of pairs: the correspondence
+that three in a hundred random pairs of points exceed, measured on the views before the first step.
+That share was chosen for whitened features; plain ones are better off with numbers of their own
+(docs/sensitivity.md). No label is looked at.
 """
 
 from __future__ import annotations

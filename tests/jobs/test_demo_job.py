@@ -65,7 +65,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     found = Demo(run, masks, [], [])
     for _ in range(2):
         made = subprocess.run(
-            command, cwd=ROOT, env=inherited | where, capture_output=True, text=True, timeout=300
+            command, cwd=ROOT, env=inherited | where, capture_output=True, text=True, timeout=600
         )
         assert made.returncode == 0, made.stdout + made.stderr
         found.runs.append(made)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stego_core.distributed.environment import _RAY_SETTINGS
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text()
 
@@ -98,6 +100,13 @@ def test_the_dashboard_listens_on_loopback_only(config):
     (line,) = starts(config, "head")
     assert re.findall(r"--dashboard-host[= ](\S+)", line) == ["127.0.0.1"]
     assert "0.0.0.0" not in TEXT
+
+
+def test_every_node_keeps_processes_that_wait(config):
+    ((name, value),) = _RAY_SETTINGS.items()
+    for kind in ("head", "worker"):
+        (line,) = starts(config, kind)
+        assert f" {name}={value} RAY_AUTH_MODE=token ray start " in line
 
 
 def test_every_node_asks_for_the_token_and_has_it(config):

@@ -15,6 +15,7 @@ import yaml
 
 from stego_core.config.load import load_job
 from stego_core.config.schema import SegmentJob
+from stego_core.distributed.environment import _RAY_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deploy" / "rayjob.yaml").read_text()
@@ -345,6 +346,8 @@ def test_the_image_asks_for_the_token_and_starts_with_the_doctor(dockerfile):
     _, final = stages(dockerfile)
     (environment,) = [c.value for c in final if c.cmd.upper() == "ENV"]
     assert environment[environment.index("RAY_AUTH_MODE") + 1] == "token"
+    for name, value in _RAY_SETTINGS.items():  # processes that wait for work are kept
+        assert environment[environment.index(name) + 1] == value
     (start,) = [c.value for c in final if c.cmd.upper() == "CMD"]
     assert start == ("python", "jobs/doctor.py")
     assert (ROOT / start[1]).is_file()

@@ -14,10 +14,11 @@ from stego_core.config.load import load_job
 from stego_core.config.schema import EvaluateJob, MineJob, TrainJob
 from stego_core.distributed import estimate
 from stego_core.distributed import mine as mine_module
+from stego_core.distributed.estimate import lacking_room
 from stego_core.distributed.evaluate import plan_evaluate
 from stego_core.distributed.mine import find_images, plan_mine
 from stego_core.distributed.mine_record import mining_record
-from stego_core.errors import InputError
+from stego_core.errors import ConfigError
 from stego_core.storage import fs
 from stego_core.storage.lease import hold
 from stego_core.storage.manifest import digest_files, list_images
@@ -129,11 +130,23 @@ def test_mining_begins_nothing_that_the_disk_can_not_hold(
 ) -> None:
     job = load_job(MineJob, [*data, *SMALL], prog="test")
     source = find_images(job)
-    monkeypatch.setattr(mine_module, "settle_precision", lambda run, asked: "fp32")
-    monkeypatch.setattr(mine_module, "plan_actors", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr(mine_module, "settle_precision", lambda run, asked: pytest.fail("began"))
     monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with hold(job.out) as lease, pytest.raises(InputError, match="make room"):
+    with hold(job.out) as lease, pytest.raises(ConfigError, match="make room"):
         mine_module.mine(job, RunDirectory(job.out, job="mine"), source, lease)
+
+
+def test_features_that_are_there_count_as_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(str(tmp_path), job="mine")
+    monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert lacking_room(run, 1000) is None
+    assert "make room" in (lacking_room(run, 1001) or "")
+    (tmp_path / "features" / "key").mkdir(parents=True)
+    (tmp_path / "features" / "key" / "unit-00000000.bin").write_bytes(b"0" * 500)
+    assert lacking_room(run, 1500) is None
+    assert "make room" in (lacking_room(run, 1501) or "")
 
 
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
