@@ -156,10 +156,7 @@ def mine(
     # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
     plan_search(job.neighbors, len(files) * views_per_image(job), feature_width(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
-    size = store_bytes(job, backbone, len(files))
-    is_stored = size <= job.store.max_bytes
-    if is_stored and (problem := lacking_room(run, size)):
-        raise ConfigError(problem)
+    is_stored = _is_stored(job, run, store_bytes(job, backbone, len(files)))
     job = _with_precision(job, settle_precision(run, job.backbone.precision))
     record = mining_record(job, digest_files(files))
     key = fingerprint(record, weights.sha256, is_stored)
@@ -192,6 +189,14 @@ def mine(
         },
     )
     return mined
+
+
+def _is_stored(job: MineJob, run: RunDirectory, size: int) -> bool:
+    if size > job.store.max_bytes:
+        return False
+    if problem := lacking_room(run, size):
+        raise ConfigError(problem)
+    return True
 
 
 def _with_precision(job: MineJob, precision: str) -> MineJob:

@@ -66,7 +66,10 @@ def fitted(details):
     is_right = np.arange(4) >= 2  # as `FakeLabels` has it
     maps += 0.2 * np.where(is_right, 1.0, -1.0)[:, None] * DIRECTIONS[5]
     features = FakeFeatures(maps.transpose(0, 3, 1, 2))
-    job = train_job(head={"dim": 2, "whiten": 2, "details": details, "smooth": 0.0})
+    job = train_job(
+        head={"dim": 2, "whiten": 2, "details": details, "smooth": 0.0},
+        train={"linear_refit": True},
+    )
     tokens = torch.from_numpy(maps.reshape(-1, 8)).float()
     whitening = fit_whitening(tokens, 2, details=details)
     model = Trainable(job, channels=2, num_classes=2, shifts={}, whitening=whitening).eval()
