@@ -126,7 +126,7 @@ def test_a_dry_run_says_what_to_do_where_the_disk_has_no_room_for_the_features(
 
 
 def test_mining_begins_nothing_that_the_disk_can_not_hold(
-    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = load_job(MineJob, [*data, *SMALL], prog="test")
     source = find_images(job)
