@@ -37,3 +37,7 @@ class LabelMapConfig(PredictConfig):
     crf: Literal["fast", "dense"] = "fast"
     """What `--crf` runs. `fast`: mean-field inference in torch, needs no extra; `dense`:
     pydensecrf, which the paper used (needs the extra `crf`)."""
+    crf_device: Literal["cpu", "model"] = "cpu"
+    """Where `crf = "fast"` computes. `cpu`: image by image; segmentations do it in the tasks that
+    write masks, beside the model. `model`: a batch at a time on the model's device, which spares
+    CPUs where that is a GPU; single pixels may differ between devices."""

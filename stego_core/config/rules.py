@@ -59,6 +59,8 @@ def _check_options(value: Mapping[str, Any]) -> list[str]:
         clash("loss.energy", "loss.oracle", rule="its concepts are those of features")
     if value.get("predict.scales") == ():
         clash("predict.scales", rule="must name a size")
+    if value.get("predict.crf_device") == "model" and value["predict.crf"] == "dense":
+        clash("predict.crf_device", "predict.crf", rule="pydensecrf runs on CPUs only")
     return lines + _check_clusters(value)
 
 

@@ -29,7 +29,7 @@ from stego_core.distributed.progress import Progress
 from stego_core.distributed.quarantine import write_quarantine
 from stego_core.distributed.units import Stage, run_units, units_at_once
 from stego_core.errors import CheckpointError, InputError
-from stego_core.inference.crf import require_crf
+from stego_core.inference.crf import describe_crf, require_crf
 from stego_core.model.checkpoint import find_model, load_tensors
 from stego_core.model.registry import find_backbone
 from stego_core.storage import fs
@@ -51,7 +51,7 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
         f"images: {dataset.images_uri}: {len(files)}",
         f"labels: {dataset.labels_uri}",
         *plan_check(job.data, dataset, files, job.limits),
-        f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}",
+        f"{describe_crf(job.predict, is_on=job.crf)}, flip: {'on' if job.flip else 'off'}",
         _plan_store(job, folder, len(files)),
     ]
 

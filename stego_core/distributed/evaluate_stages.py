@@ -19,7 +19,7 @@ from stego_core.distributed.units import map_threads
 from stego_core.errors import ImageProblem
 from stego_core.images.decode import ImageFailure, decode_label
 from stego_core.images.geometry import Box, centre_square, resize_labels
-from stego_core.inference.crf import refine, upsampled_log_probs
+from stego_core.inference.crf import refine, refine_batch, upsampled_log_probs
 from stego_core.inference.encode import encode_images
 from stego_core.inference.predict import upsampled_argmax
 from stego_core.masks.table import quarantine_table
@@ -175,6 +175,7 @@ class EvaluateWorker:
         features, code = encode_images(
             self._segmenter, batch, self._job.predict, flip=self._job.flip
         )
+        refined = self._refined_on_device(batch, features, code)
         found = _Counts()
         for index, row in enumerate(rows):
             data = table["label"][row].as_py()
@@ -189,13 +190,34 @@ class EvaluateWorker:
                 square = centre_square(Box(0, 0, *decoded.shape))
                 labels = resize_labels(labels, *pixels.shape[1:3], box=square)
             for head in self._heads:
-                one = slice(index, index + 1)
-                maps = self._segmenter.seen_by(head, features[one], code[one])
-                predicted = self._label_map(head, maps, pixels[index], labels.shape)
+                if head in refined:
+                    predicted = resize_labels(refined[head][index], *labels.shape)
+                else:
+                    one = slice(index, index + 1)
+                    maps = self._segmenter.seen_by(head, features[one], code[one])
+                    predicted = self._label_map(head, maps, pixels[index], labels.shape)
                 counts = self._count(labels, predicted, head)
                 found.add(_Counts({head: counts}))
                 if head == CLUSTER:
                     found.images[table["image_uri"][row].as_py()] = count_pairs(counts).tolist()
+        return found
+
+    def _refined_on_device(
+        self, pixels_BHWC: Tensor, features_BChw: Tensor, code_BKhw: Tensor
+    ) -> dict[str, np.ndarray]:
+        """Return the CRF's label maps of each head, if it computes on the model's device."""
+        if not (self._job.crf and self._job.predict.crf_device == "model"):
+            return {}
+        found = {}
+        for head in self._heads:
+            maps = self._segmenter.seen_by(head, features_BChw, code_BKhw)
+            found[head] = refine_batch(
+                pixels_BHWC,
+                self._segmenter.products(maps, head),
+                maps,
+                alpha=self._job.predict.alpha,
+                is_cosine=head not in CLASSIFIERS,
+            )
         return found
 
     def _label_map(

@@ -26,7 +26,7 @@ from stego_core.distributed.segment_stages import SegmentWorker
 from stego_core.distributed.shards import NEXT, Shards, extend, finish_extension, unread_images
 from stego_core.distributed.units import Stage, run_units, units_at_once
 from stego_core.errors import ImageProblem, StegoError, TooManyFailures
-from stego_core.inference.crf import require_crf
+from stego_core.inference.crf import describe_crf, require_crf
 from stego_core.masks.palette import cluster_colors, color_hex
 from stego_core.masks.table import QUARANTINE_SCHEMA, mask_metadata, quarantine_table, to_parquet
 from stego_core.masks.verify import SUCCESS, mask_columns, verify_output
@@ -63,7 +63,7 @@ def plan_segment(job: SegmentJob) -> list[str]:
         *lines,
         f"input: {source}: {len(files)} images, {sum(f.num_bytes for f in files)} bytes",
         *planned_work(job, files, record, card["backbone"]),
-        f"crf: {job.predict.crf if job.crf else 'off'}, flip: {'on' if job.flip else 'off'}, "
+        f"{describe_crf(job.predict, is_on=job.crf)}, flip: {'on' if job.flip else 'off'}, "
         f"mask size: {job.mask_size}",
     ]
 

@@ -71,11 +71,23 @@ def _labels(row: dict[str, Any], job: SegmentJob) -> np.ndarray:
 
 def _refined(row: dict[str, Any], job: SegmentJob) -> np.ndarray:
     """Return the CRF's label map, made at model resolution whatever the size of the mask."""
+    size = (row["pixel_height"], row["pixel_width"])
+    if row["refined"] is None:
+        labels = _refine(row, size, job)
+    else:
+        values = np.frombuffer(row["refined"], np.uint8)
+        is_wide = len(values) > size[0] * size[1]  # two bytes a pixel: more than 255 clusters
+        labels = (values.view(np.uint16) if is_wide else values).reshape(size)
+    if job.mask_size == "original":
+        labels = resize_labels(labels, row["image_height"], row["image_width"])
+    return labels
+
+
+def _refine(row: dict[str, Any], size: tuple[int, int], job: SegmentJob) -> np.ndarray:
     import torch
 
     from stego_core.inference.crf import refine, upsampled_log_probs
 
-    size = (row["pixel_height"], row["pixel_width"])
     products, code = (
         torch.from_numpy(_scores(row, name).copy()) for name in ("products", "norm_code")
     )
@@ -83,7 +95,4 @@ def _refined(row: dict[str, Any], job: SegmentJob) -> np.ndarray:
         products, code, height=size[0], width=size[1], alpha=job.predict.alpha
     )
     pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*size, 3)
-    labels = refine(pixels, log_probs, job.predict.crf)
-    if job.mask_size == "original":
-        labels = resize_labels(labels, row["image_height"], row["image_width"])
-    return labels
+    return refine(pixels, log_probs, job.predict.crf)

@@ -12,6 +12,7 @@ from torch import Tensor
 from stego_core.config.schema import SegmentJob
 from stego_core.distributed.fetch import pixel_groups
 from stego_core.distributed.units import map_threads
+from stego_core.inference.crf import refine_batch
 from stego_core.inference.encode import encode_code
 from stego_core.inference.predict import grid_confidence
 from stego_core.model.segmenter import CLUSTER, load_segmenter
@@ -24,12 +25,15 @@ _RESULT = pa.schema(
         ("grid_width", pa.int32()),
         ("products", pa.large_binary()),
         ("norm_code", pa.large_binary()),
+        ("refined", pa.large_binary()),
     ]
 )
 
 
 class SegmentWorker:
     """The actor's part: pixels to scores on the token grid, which are smaller than label maps.
+
+    Where the CRF computes on the model's device, the label maps it made take their place.
 
     Args:
         model: folder of the model.
@@ -46,6 +50,8 @@ class SegmentWorker:
             model, weights=job.weights, precision=precision, device=device
         )
         self._device, self._threads, self._job = device, threads, job
+        self._refines_here = job.crf and job.predict.crf_device == "model"
+        self._refines_later = job.crf and not self._refines_here
 
     def __call__(self, unit: int, table: pa.Table) -> pa.Table:
         """Return the unit's rows with scores; pixels stay only where a CRF needs them."""
@@ -58,9 +64,13 @@ class SegmentWorker:
             products = self._segmenter.products(code, CLUSTER)
             for row, one_products, one_code in zip(rows, products, code, strict=True):
                 results[row] = self._result(one_products, one_code)
+            if self._refines_here:
+                labels = refine_batch(batch, products, code, alpha=self._job.predict.alpha)
+                for row, label_map in zip(rows, labels, strict=True):
+                    results[row] |= {"refined": label_map.tobytes(), "products": None}
 
         map_threads(segment, pixel_groups(table, self._job.predict.batch), self._threads)
-        if not self._job.crf:
+        if not self._refines_later:
             table = table.drop_columns(["pixels"])
         for field in _RESULT:
             column = pa.array([r.get(field.name) for r in results], field.type)
@@ -75,5 +85,5 @@ class SegmentWorker:
             "grid_height": confidence.shape[0],
             "grid_width": confidence.shape[1],
             "products": products.cpu().numpy().tobytes(),
-            "norm_code": code.cpu().numpy().tobytes() if self._job.crf else None,
+            "norm_code": code.cpu().numpy().tobytes() if self._refines_later else None,
         }

@@ -1,4 +1,4 @@
-"""Dense CRF refinement of one image, by pydensecrf or by our own mean-field inference.
+"""Dense CRF refinement of images, by pydensecrf or by our own mean-field inference.
 
 The kernels and their constants are those of the paper's evaluation, the code is written from
 pydensecrf's own documentation.
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stego_core.config.predict import LabelMapConfig
 from stego_core.errors import ConfigError
 from stego_core.inference.mean_field import (
     BILATERAL_COMPAT,
@@ -23,6 +24,13 @@ from stego_core.inference.mean_field import (
 from stego_core.inference.predict import interpolation_matrix
 
 FAST, DENSE = "fast", "dense"
+
+
+def describe_crf(config: LabelMapConfig, *, is_on: bool) -> str:
+    """Return what a plan says of the CRF."""
+    if not is_on:
+        return "crf: off"
+    return f"crf: {config.crf}" + (" on the model's device" if config.crf_device == "model" else "")
 
 
 def require_crf(method: str) -> None:
@@ -59,12 +67,13 @@ def upsampled_log_probs(
     The code's length at a pixel is that of the upsampled code, so K channels are upsampled here.
     With `is_cosine` off the products are logits, as a linear probe's are: log softmax of them.
     """
-    down = interpolation_matrix(height, products_Nhw.shape[1])
-    across = interpolation_matrix(width, products_Nhw.shape[2])
+    device = products_Nhw.device
+    down = interpolation_matrix(height, products_Nhw.shape[1]).to(device)
+    across = interpolation_matrix(width, products_Nhw.shape[2]).to(device)
     products = torch.einsum("ph,nhw,qw->npq", down, products_Nhw.float(), across)
     if not is_cosine:
         return torch.log_softmax(products, 0)
-    norm = torch.zeros(height, width)
+    norm = torch.zeros(height, width, device=device)
     for channel in code_Khw.float():
         norm += (down @ channel @ across.T).square()
     return torch.log_softmax(alpha * products / norm.sqrt().clamp_min(1e-10), 0)
@@ -82,12 +91,50 @@ def refine(pixels_HWC: np.ndarray, log_probs_NHW: Tensor, method: str) -> np.nda
     Returns:
         (H, W) uint8, or uint16 for more than 255 clusters.
     """
-    dtype = np.uint8 if len(log_probs_NHW) <= 255 else np.uint16
+    dtype = _label_dtype(len(log_probs_NHW))
     if method == DENSE:
         return _refine_dense(pixels_HWC, log_probs_NHW).astype(dtype)
     pixels = torch.from_numpy(np.array(pixels_HWC))  # a copy: torch warns of read-only buffers
-    labels: np.ndarray = refine_mean_field(pixels, log_probs_NHW).numpy().astype(dtype)
+    refined = refine_mean_field(pixels[None], log_probs_NHW[None])[0]
+    labels: np.ndarray = refined.numpy().astype(dtype)
     return labels
+
+
+def refine_batch(
+    pixels_BHWC: Tensor,
+    products_BNhw: Tensor,
+    code_BKhw: Tensor,
+    *,
+    alpha: float,
+    is_cosine: bool = True,
+) -> np.ndarray:
+    """Return the label maps of the fast CRF of a batch, computed where its tensors are.
+
+    Args:
+        pixels_BHWC: uint8 RGB, its height and width those of the label maps.
+        products_BNhw: scores on the token grid.
+        code_BKhw: code on the token grid.
+        alpha: see `upsampled_log_probs`.
+        is_cosine: see `upsampled_log_probs`.
+
+    Returns:
+        (B, H, W) uint8, or uint16 for more than 255 clusters; up to rounding what `refine` gives
+        each of the images alone.
+    """
+    height, width = pixels_BHWC.shape[1:3]
+    log_probs = [
+        upsampled_log_probs(
+            products, code, height=height, width=width, alpha=alpha, is_cosine=is_cosine
+        )
+        for products, code in zip(products_BNhw, code_BKhw, strict=True)
+    ]
+    refined = refine_mean_field(pixels_BHWC, torch.stack(log_probs)).cpu().numpy()
+    labels: np.ndarray = refined.astype(_label_dtype(products_BNhw.shape[1]))
+    return labels
+
+
+def _label_dtype(clusters: int) -> type[np.uint8 | np.uint16]:
+    return np.uint8 if clusters <= 255 else np.uint16
 
 
 def _refine_dense(pixels_HWC: np.ndarray, log_probs_NHW: Tensor) -> np.ndarray:

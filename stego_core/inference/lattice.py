@@ -23,20 +23,23 @@ _MAX_BITS = 63
 
 
 class Lattice:
-    """The vertices around a set of points: filters any values at these points.
+    """The vertices around sets of points: filters any values at these points, each set by itself.
 
     Args:
         features_dP: where the points are, in standard deviations of the Gaussian, float32.
+        sets: into how many sets of equal size the points are divided, one after the other.
 
     Raises:
-        ShapeError: if there is no point, or the points are spread too wide to number the vertices.
+        ShapeError: if there is no point, the points can't be divided, or they are spread too wide
+            to number the vertices.
     """
 
-    def __init__(self, features_dP: Tensor) -> None:
-        if features_dP.ndim != 2 or not features_dP.shape[1]:
-            raise ShapeError(f"points are (d, P) with at least one, not {features_dP.shape}")
+    def __init__(self, features_dP: Tensor, *, sets: int = 1) -> None:
+        if features_dP.ndim != 2 or not features_dP.shape[1] or features_dP.shape[1] % sets:
+            wanted = f"(d, P) with at least one, in {sets} equal sets"
+            raise ShapeError(f"points are {wanted}, not {tuple(features_dP.shape)}")
         cells_dP, order_rP, weights_rP = _enclosing(features_dP)
-        keys_rP, strides, key_bits = _vertex_keys(cells_dP, order_rP)
+        keys_rP, strides, key_bits = _vertex_keys(cells_dP, order_rP, sets)
         self._splat, self._slice, vertices_V = _weights(keys_rP, weights_rP, key_bits)
         self._pairs = [_neighbours(vertices_V, stride) for stride in strides]
         self.num_vertices = len(vertices_V)
@@ -103,16 +106,16 @@ def _enclosing(features_dP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return nearest[:d] - nearest[d], order, weights
 
 
-def _vertex_keys(cells_dP: Tensor, order_rP: Tensor) -> tuple[Tensor, list[int], int]:
+def _vertex_keys(cells_dP: Tensor, order_rP: Tensor, sets: int) -> tuple[Tensor, list[int], int]:
     """Return a number for each vertex of each simplex, how far neighbours' differ, and its bits.
 
     Along each of the d + 1 directions the neighbour's number differs by a constant, which is what
-    makes neighbours cheap to find.
+    makes neighbours cheap to find. The set is the number's first digit.
     """
     low = cells_dP.amin(1).long() - 2  # room for the simplex's other vertices and their neighbours
     sizes = (cells_dP.amax(1).long() + 3 - low).tolist()
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    key_bits = math.prod(sizes).bit_length()
+    key_bits = (sets * math.prod(sizes)).bit_length()
     if key_bits > _MAX_BITS:
         raise ShapeError("the points are spread too wide for this lattice")
     stride_d = torch.tensor(strides, device=cells_dP.device)
@@ -121,6 +124,8 @@ def _vertex_keys(cells_dP: Tensor, order_rP: Tensor) -> tuple[Tensor, list[int],
     moves = torch.cat([-stride_d, stride_d.sum()[None]]).take(order_rP)
     keys = torch.empty_like(moves)
     torch.sum((cells_dP.long() - low[:, None]) * stride_d[:, None], 0, out=keys[0])
+    firsts = torch.arange(sets, device=keys.device) * math.prod(sizes)
+    keys[0].view(sets, -1).add_(firsts[:, None])
     for remainder in range(1, len(keys)):
         torch.add(keys[remainder - 1], moves[-remainder], out=keys[remainder])
     return keys, [*strides, sum(strides)], key_bits

@@ -1,6 +1,7 @@
 """Dense CRF by mean-field inference in torch: what pydensecrf computes, several times faster.
 
-Legend: N clusters, C channels (clusters that matter, and one for the rest), H W P pixels.
+Legend: B images of one size, N clusters, C channels (clusters that matter in an image, one for the
+    rest, and what fills up to the most of an image in the batch), H W P pixels.
 
 Source: Krähenbühl and Koltun 2011, "Efficient inference in fully connected CRFs with Gaussian edge
     potentials", equation 4 and algorithm 1; kernels normalised symmetrically, as pydensecrf does.
@@ -26,53 +27,65 @@ _EXTRAPOLATED = (2, 4, 6, 8)
 
 
 def refine_mean_field(
-    pixels_HW3: Tensor, log_probs_NHW: Tensor, *, tolerance: float = 0.0, is_exact: bool = False
+    pixels_BHW3: Tensor, log_probs_BNHW: Tensor, *, tolerance: float = 0.0, is_exact: bool = False
 ) -> Tensor:
-    """Return the label map after mean-field inference.
+    """Return the label maps of a batch after mean-field inference.
 
-    Only clusters that come near the top somewhere are told apart. All others share one channel,
-    which keeps their mass; its message is divided among them evenly.
+    Only clusters that come near the top somewhere in an image are told apart there. All others
+    share one channel, which keeps their mass; its message is divided among them evenly. Images
+    don't see each other: together they have the labels that each has alone, up to rounding.
 
     Args:
-        pixels_HW3: uint8 RGB.
-        log_probs_NHW: log probabilities, float32, on the same device.
+        pixels_BHW3: uint8 RGB.
+        log_probs_BNHW: log probabilities, float32, on the same device.
         tolerance: how far below the best cluster's log probability a cluster may stay everywhere
             and still be told apart; infinity tells all apart.
         is_exact: compute the bilateral message at every iteration.
 
     Returns:
-        (H, W) int64.
+        (B, H, W) int64.
 
     Raises:
         ShapeError: if the sizes disagree.
     """
-    height, width = log_probs_NHW.shape[1:]
-    if pixels_HW3.shape != (height, width, 3):
-        raise ShapeError(f"{pixels_HW3.shape} pixels for scores of {height} x {width}")
+    batch, _, height, width = log_probs_BNHW.shape
+    if pixels_BHW3.shape != (batch, height, width, 3):
+        sizes = f"{tuple(pixels_BHW3.shape)} pixels for {batch} scores of {height} x {width}"
+        raise ShapeError(f"the CRF was given {sizes}")
     with torch.inference_mode():
-        floor_HW = log_probs_NHW.amax(0) - tolerance
-        is_near = (log_probs_NHW >= floor_HW).flatten(1).view(torch.uint8)
-        kept = is_near.amax(1).nonzero()[:, 0]  # several times faster than any(1)
-        if len(kept) == 1:
-            return kept.expand(height * width).view(height, width).clone()
-        scores_CP, share_C1 = _channels(log_probs_NHW, kept)
-        bilateral = _Bilateral(pixels_HW3, len(scores_CP))
-        gaussian = _Gaussian(height, width, scores_CP)
+        kept = _clusters_that_matter(log_probs_BNHW, tolerance)
+        if all(len(clusters) == 1 for clusters in kept):
+            return torch.cat(kept)[:, None, None].repeat(1, height, width)
+        scores_CBP, share_CB1 = _channels(log_probs_BNHW, kept)
+        bilateral = _Bilateral(pixels_BHW3, len(scores_CBP))
+        gaussian = _Gaussian(height, width, scores_CBP)
         skipped = () if is_exact else _EXTRAPOLATED
-        q_CP = torch.softmax(scores_CP, 0)
-        earlier_CP, message_CP, logits_CP = (torch.empty_like(scores_CP) for _ in range(3))
+        q_CBP = torch.softmax(scores_CBP, 0)
+        earlier_CBP, message_CBP, logits_CBP = (torch.empty_like(scores_CBP) for _ in range(3))
         gap = 1  # iterations between the two latest messages
         for iteration in range(ITERATIONS):
             if iteration in skipped:
-                torch.lerp(earlier_CP, message_CP, 1 + 1 / gap, out=logits_CP)
-                logits_CP += gaussian(q_CP)
+                torch.lerp(earlier_CBP, message_CBP, 1 + 1 / gap, out=logits_CBP)
+                logits_CBP += gaussian(q_CBP)
             else:
                 gap = 2 if iteration - 1 in skipped else 1
-                earlier_CP, message_CP = message_CP, bilateral(q_CP, out=earlier_CP)
-                torch.add(message_CP, gaussian(q_CP), out=logits_CP)
-            torch.addcmul(scores_CP, logits_CP, share_C1, out=logits_CP)
-            torch.softmax(logits_CP, 0, out=q_CP)
-        return kept.take(_best(q_CP[: len(kept)])).view(height, width)
+                earlier_CBP, message_CBP = message_CBP, bilateral(q_CBP, out=earlier_CBP)
+                torch.add(message_CBP, gaussian(q_CBP), out=logits_CBP)
+            torch.addcmul(scores_CBP, logits_CBP, share_CB1, out=logits_CBP)
+            torch.softmax(logits_CBP, 0, out=q_CBP)
+        best = [
+            clusters.take(_best(q_CBP[: len(clusters), image]))
+            for image, clusters in enumerate(kept)
+        ]
+        return torch.stack(best).view(batch, height, width)
+
+
+def _clusters_that_matter(log_probs_BNHW: Tensor, tolerance: float) -> list[Tensor]:
+    """Return the clusters that each image tells apart, in rising order."""
+    floor_B1HW = log_probs_BNHW.amax(1, keepdim=True) - tolerance
+    is_near = (log_probs_BNHW >= floor_B1HW).flatten(2).view(torch.uint8)
+    # Several times faster than any(2).
+    return [of_image.nonzero()[:, 0] for of_image in is_near.amax(2)]
 
 
 def _best(q_CP: Tensor) -> Tensor:
@@ -85,58 +98,73 @@ def _best(q_CP: Tensor) -> Tensor:
     return best
 
 
-def _channels(log_probs_NHW: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores of the channels (C, P) and what share of a message each cluster gets."""
-    scores = log_probs_NHW.index_select(0, kept).flatten(1)
-    share = scores.new_ones(len(scores), 1)
-    dropped = len(log_probs_NHW) - len(kept)
-    if dropped:
-        mass = (1 - scores.exp().sum(0, keepdim=True)).clamp_min(1e-10)
-        scores = torch.cat([scores, mass.log()])
-        share = torch.cat([share, share.new_full((1, 1), 1 / dropped)])
-    return scores, share
+def _channels(log_probs_BNHW: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the scores of the channels and what share of a message each of their clusters gets.
+
+    Args:
+        log_probs_BNHW: log probabilities.
+        kept: the clusters that each image tells apart.
+
+    Returns:
+        (C, B, P), an image's clusters, then its rest, then channels without probability; (C, B, 1).
+    """
+    batch, count, height, width = log_probs_BNHW.shape
+    most = min(max(map(len, kept)) + 1, count)
+    scores_CBP = log_probs_BNHW.new_full((most, batch, height * width), -torch.inf)
+    share_CB1 = log_probs_BNHW.new_ones(most, batch, 1)
+    for image, clusters in enumerate(kept):
+        apart, dropped = len(clusters), count - len(clusters)
+        known = log_probs_BNHW[image].index_select(0, clusters).flatten(1)
+        scores_CBP[:apart, image] = known
+        if dropped:
+            scores_CBP[apart, image] = (1 - known.exp().sum(0)).clamp_min(1e-10).log()
+            share_CB1[apart, image] = 1 / dropped
+    return scores_CBP, share_CB1
 
 
 class _Bilateral:
-    """Messages between pixels that are near in place and colour."""
+    """Messages between pixels of an image that are near in place and colour."""
 
-    def __init__(self, pixels_HW3: Tensor, num_channels: int) -> None:
-        height, width, _ = pixels_HW3.shape
-        features = pixels_HW3.new_empty((5, height, width), dtype=torch.float32)
+    def __init__(self, pixels_BHW3: Tensor, num_channels: int) -> None:
+        batch, height, width, _ = pixels_BHW3.shape
+        features = pixels_BHW3.new_empty((5, batch, height, width), dtype=torch.float32)
         features[0] = torch.arange(width, device=features.device) / BILATERAL_SXY
         features[1] = torch.arange(height, device=features.device)[:, None] / BILATERAL_SXY
-        features[2:] = pixels_HW3.permute(2, 0, 1) / BILATERAL_SRGB
-        self._lattice = Lattice(features.flatten(1))
-        self._values_PC = features.new_empty(height * width, num_channels)
+        features[2:] = pixels_BHW3.permute(3, 0, 1, 2) / BILATERAL_SRGB
+        # Q is a pixel of any image of the batch.
+        features_dQ = features.flatten(1)
+        self._lattice = Lattice(features_dQ, sets=batch)
+        self._values_QC = features.new_empty(features_dQ.shape[1], num_channels)
         # Half of the weight before, half after filtering: the normalisation is symmetric.
-        ones = features.new_ones(height * width, 1)
-        self._norm_P = math.sqrt(BILATERAL_COMPAT) * self._lattice.filter(ones)[:, 0].rsqrt()
+        ones = features.new_ones(features_dQ.shape[1], 1)
+        self._norm_Q = math.sqrt(BILATERAL_COMPAT) * self._lattice.filter(ones)[:, 0].rsqrt()
 
-    def __call__(self, q_CP: Tensor, *, out: Tensor) -> Tensor:
-        torch.mul(q_CP, self._norm_P, out=self._values_PC.T)
-        filtered_PC = self._lattice.filter(self._values_PC, out=self._values_PC)
-        return torch.mul(filtered_PC.T, self._norm_P, out=out)
+    def __call__(self, q_CBP: Tensor, *, out: Tensor) -> Tensor:
+        torch.mul(q_CBP.flatten(1), self._norm_Q, out=self._values_QC.T)
+        filtered_QC = self._lattice.filter(self._values_QC, out=self._values_QC)
+        torch.mul(filtered_QC.T, self._norm_Q, out=out.view(len(q_CBP), -1))
+        return out
 
 
 class _Gaussian:
     """Messages between pixels that are near in place: a separable convolution."""
 
-    def __init__(self, height: int, width: int, like_CP: Tensor) -> None:
+    def __init__(self, height: int, width: int, like_CBP: Tensor) -> None:
         self._size = (height, width)
         places = torch.arange(_RADIUS * GAUSSIAN_SXY + 1, dtype=torch.float64)
         self._kernel = torch.exp(-0.5 * (places / GAUSSIAN_SXY) ** 2).tolist()
-        self._buffers = [like_CP.new_empty(len(like_CP), height, width) for _ in range(2)]
+        self._buffers = [like_CBP.new_empty(*like_CBP.shape[:2], height, width) for _ in range(2)]
         norms = [
-            self._blur(like_CP.new_ones(size), torch.empty_like(like_CP[0, :size]), 0).rsqrt()
+            self._blur(like_CBP.new_ones(size), like_CBP.new_empty(size), 0).rsqrt()
             for size in self._size
         ]
         self._norm_HW = math.sqrt(GAUSSIAN_COMPAT) * norms[0][:, None] * norms[1]
 
-    def __call__(self, q_CP: Tensor) -> Tensor:
+    def __call__(self, q_CBP: Tensor) -> Tensor:
         first, second = self._buffers
-        torch.mul(q_CP.view(-1, *self._size), self._norm_HW, out=first)
-        self._blur(self._blur(first, second, 1), first, 2)
-        return first.mul_(self._norm_HW).flatten(1)
+        torch.mul(q_CBP.view_as(first), self._norm_HW, out=first)
+        self._blur(self._blur(first, second, 2), first, 3)
+        return first.mul_(self._norm_HW).view_as(q_CBP)
 
     def _blur(self, source: Tensor, target: Tensor, axis: int) -> Tensor:
         # Shifted sums are faster than torch's convolution of a few channels on a CPU.

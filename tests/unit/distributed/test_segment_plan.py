@@ -55,6 +55,15 @@ def test_a_new_output_is_planned_with_its_time(job: SegmentJob) -> None:
     )
 
 
+def test_the_last_line_says_where_the_crf_computes(job: SegmentJob) -> None:
+    last = "crf: {}, flip: off, mask size: model"
+    beside = replace(job.predict, crf_device="model")
+    assert segment.plan_segment(job)[-1] == last.format("off")
+    assert segment.plan_segment(replace(job, crf=True))[-1] == last.format("fast")
+    job = replace(job, crf=True, predict=beside)
+    assert segment.plan_segment(job)[-1] == last.format("fast on the model's device")
+
+
 def test_what_is_left_and_what_has_changed_are_told(job: SegmentJob) -> None:
     run = begin(job)
     assert work(job)[0] == "work: 5 of 5 images are left of an earlier run"

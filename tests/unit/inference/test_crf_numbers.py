@@ -67,7 +67,8 @@ def test_pydensecrf_is_given_the_papers_numbers(monkeypatch: pytest.MonkeyPatch)
 class ExactFilter:
     """What the lattice approximates: every pixel with every other."""
 
-    def __init__(self, features_dP: Tensor) -> None:
+    def __init__(self, features_dP: Tensor, *, sets: int) -> None:
+        assert sets == 1
         apart_dPP = features_dP[:, :, None] - features_dP[:, None]
         self._kernel = torch.exp(-0.5 * apart_dPP.square().sum(0))
 
@@ -104,7 +105,7 @@ def test_our_own_inference_has_the_papers_numbers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mean_field, "Lattice", ExactFilter)
     monkeypatch.setattr(mean_field, "_best", lambda q: (last.append(q.clone()), best(q))[1])
     pixels, log_probs = scene()
-    mean_field.refine_mean_field(pixels, log_probs, tolerance=torch.inf, is_exact=True)
+    mean_field.refine_mean_field(pixels[None], log_probs[None], tolerance=torch.inf, is_exact=True)
     (found,) = last
     torch.testing.assert_close(
         found.double(), slow_mean_field(pixels, log_probs, 10), atol=1e-5, rtol=0
