@@ -73,9 +73,10 @@ def list_files(uri: str) -> Iterator[ListedFile]:
     """Yield every file below a folder or prefix, in an order that never changes.
 
     Hidden files and folders (leading dot) are passed over, and, with a warning, links to folders.
+    A local name that is not UTF-8 is listed as `escaped` tells, and can't be read.
 
     Raises:
-        InputError: if folder or bucket is not there or can't be read, or a name is not UTF-8.
+        InputError: if folder or bucket is not there or can't be read, or its name is not UTF-8.
     """
     if is_local(uri):
         yield from _list_local(local_path(uri))
@@ -90,6 +91,8 @@ def list_files(uri: str) -> Iterator[ListedFile]:
 def _list_local(root: Path) -> Iterator[ListedFile]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give an existing folder or URI")
+    if escaped(str(root)) != str(root):
+        raise InputError(f"{escaped(str(root))}: its name is not UTF-8; rename the folder")
     links = count()
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -106,11 +109,9 @@ def _list_local(root: Path) -> Iterator[ListedFile]:
                 raise
             if not S_ISREG(stat.st_mode):
                 continue
-            if not _is_utf8(name) or not _is_utf8(folder):
-                raise InputError(f"{str(path)!a}: the name is not UTF-8; rename the file or folder")
             yield ListedFile(
-                uri=str(path),
-                path=path.relative_to(root).as_posix(),
+                uri=escaped(str(path)),
+                path=escaped(path.relative_to(root).as_posix()),
                 num_bytes=stat.st_size,
                 etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}",
             )
@@ -128,9 +129,13 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename} can't be listed ({error.strerror}): allow it, or move it")
 
 
-def _is_utf8(name: str) -> bool:
-    # Other bytes of a name are lone surrogates in Python, which no table can hold.
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def escaped(name: str) -> str:
+    r"""Return a local name as a table can hold it: bytes that are not UTF-8 as `\xff`.
+
+    >>> print(escaped(os.fsdecode(b"caf\xe9.jpg")), escaped("café.jpg"))
+    caf\xe9.jpg café.jpg
+    """
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _list_s3(uri: str) -> Iterator[ListedFile]:

@@ -61,6 +61,21 @@ def test_each_reason_has_a_file_that_ends_so(tmp_path):
     assert found.keys() == {problem.value for problem in ImageProblem} - elsewhere
 
 
+def test_a_picture_whose_name_no_table_can_hold_is_one_row(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", "café.png".encode()):
+        Image.new("RGB", (20, 20)).save(folder / os.fsdecode(name))
+    files = list(fs.list_files(str(folder)))
+    manifest = write_manifest(str(tmp_path / "manifest.parquet"), files, unit_images=100)
+    prepare = WholeImage(resolution=32, patch=16)
+    rows = fetch_unit(0, manifest=manifest, prepare=prepare, limits=LIMITS).to_pylist()
+    assert {(Path(row["image_uri"]).name, row["status"], row["detail"]) for row in rows} == {
+        ("café.png", "ok", None),
+        ("caf\\xe9.png", "read_failed", "its name is not UTF-8: rename it"),
+    }
+
+
 def test_a_file_that_may_not_be_read_is_told_apart(tmp_path):
     path = tmp_path / "denied.png"
     Image.new("RGB", (20, 20)).save(path)

@@ -120,10 +120,15 @@ def test_a_listed_uri_can_be_read_whatever_is_in_the_name(tmp_path):
     assert listed == {name: name.encode() for name in odd}
 
 
-def test_a_name_that_is_not_utf8_is_refused_in_one_printable_line(tmp_path):
-    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
-    with pytest.raises(InputError, match="not UTF-8") as caught:
-        names(tmp_path)
+def test_a_name_that_is_not_utf8_is_listed_as_a_table_can_hold_it(tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    (tmp_path / "café.jpg").write_bytes(b"xy")
+    found = {file.path: file.num_bytes for file in fs.list_files(str(tmp_path))}
+    assert found == {"café.jpg": 2, "\\xff/caf\\xe9.jpg": 1}
+    with pytest.raises(InputError, match="not UTF-8; rename") as caught:
+        names(folder)
     assert str(caught.value).isascii()
 
 
