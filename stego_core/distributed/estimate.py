@@ -15,7 +15,6 @@ from stego_core.images.views import view_count
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.speed import seconds_per_view
 from stego_core.storage import fs
-from stego_core.storage.run import RunDirectory
 from stego_core.training.speed import seconds_per_step, views_read
 from stego_core.training.views import view_side
 
@@ -63,12 +62,11 @@ def fate(job: MineJob | EvaluateJob, size: int) -> str:
     return f"{_mebibytes(size)}, not stored ({budget})"
 
 
-def lacking_room(run: RunDirectory, size: int) -> str | None:
+def lacking_room(folder: str, size: int) -> str | None:
     """Return what to do where a disk has no room for so many bytes of features; None where it has.
 
-    What is there already counts as room: it is either used or deleted first.
+    What is in the folder already counts as room: it is either used or deleted first.
     """
-    folder = run.path("features")
     free = fs.free_bytes(folder)
     if free is None or size <= free:
         return None
@@ -76,7 +74,7 @@ def lacking_room(run: RunDirectory, size: int) -> str | None:
     if size <= free + held:
         return None
     return (
-        f"features take {_mebibytes(size - held)} and the disk of {run.uri} has {_mebibytes(free)} "
+        f"features take {_mebibytes(size - held)} and the disk of {folder} has {_mebibytes(free)} "
         "free: make room, or train without storing them (--store.max-bytes 0)"
     )
 

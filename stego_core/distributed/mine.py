@@ -99,7 +99,7 @@ def plan_mine(job: MineJob) -> list[str]:
         what = f"mine: refused without --overwrite, other than what is there: {', '.join(keys)}"
     elif not keys and run.read_json("mine.json"):
         what = MINE_AGAIN if job.retry else MINE_REUSE
-    elif is_stored and (problem := lacking_room(run, size)):
+    elif is_stored and (problem := lacking_room(run.path("features"), size)):
         what = f"mine: {problem}"
     return [
         *lines,
@@ -136,11 +136,14 @@ def mine(
     run: RunDirectory,
     source: tuple[Dataset, Sequence[fs.ListedFile]],
     lease: Lease,
+    *,
+    shared: str | None = None,
 ) -> Mined:
     """Embed all views and find their neighbours; reuse what an earlier run left.
 
     `source` is what `find_images` returned. Results lie below a key of everything that determines
-    them, so a stale one is never reused.
+    them, so a stale one is never reused. Features go to the folder `shared`, if given, from which
+    none is deleted: minings that differ in their search only have them in common.
 
     Raises:
         InputError: if no image is usable.
@@ -156,13 +159,16 @@ def mine(
     # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
     plan_search(job.neighbors, len(files) * views_per_image(job), feature_width(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
-    is_stored = _is_stored(job, run, store_bytes(job, backbone, len(files)))
+    size = store_bytes(job, backbone, len(files))
+    is_stored = size <= job.store.max_bytes
     job = _with_precision(job, settle_precision(run, job.backbone.precision))
     record = mining_record(job, digest_files(files))
     key = fingerprint(record, weights.sha256, is_stored)
+    store = fs.join(shared or run.path("features"), key)
+    if is_stored and (problem := lacking_room(store if shared else run.path("features"), size)):
+        raise ConfigError(problem)
     replace_others(job, run, key, record | {"stored": is_stored}, weights.sha256)
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
-    store = run.path("features", key)
     manifest = write_manifest(
         fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
     )
@@ -189,14 +195,6 @@ def mine(
         },
     )
     return mined
-
-
-def _is_stored(job: MineJob, run: RunDirectory, size: int) -> bool:
-    if size > job.store.max_bytes:
-        return False
-    if problem := lacking_room(run, size):
-        raise ConfigError(problem)
-    return True
 
 
 def _with_precision(job: MineJob, precision: str) -> MineJob:

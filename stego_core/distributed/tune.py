@@ -134,6 +134,7 @@ def _prepare(
     lease: Lease,
 ) -> Study:
     """Mine and store whatever the trials need, each thing once."""
+    features = fs.join(job.out, "features")
     mined: dict[str, Mined] = {}
     stores: dict[str, LabelledStore] = {}
     for trial in trials:
@@ -143,7 +144,8 @@ def _prepare(
             uri = _mining_uri(job, key)
             training = replace(trial.job, out=uri, workers=job.workers)
             images = source if trial.job.data == job.data else find_images(trial.job)
-            mined[key] = mine(training, RunDirectory(uri, job="tune"), images, lease)
+            at = RunDirectory(uri, job="tune")
+            mined[key] = mine(training, at, images, lease, shared=features)
             if labelled is not None:
                 run.status("running", stage="labels")
                 alike = replace(trial.job, backbone=mined[key].backbone)

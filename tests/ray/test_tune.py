@@ -125,3 +125,24 @@ def test_a_mistake_in_the_space_is_told_and_leaves_nothing(
     assert "did you mean head.dim?" in done.stderr
     assert "seeds are given by tune.seeds" in done.stderr
     assert not out.exists()
+
+
+def test_settings_of_the_search_share_features(
+    cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    config = tmp_path / "space.toml"
+    config.write_text("[space]\nneighbors.exclude_own = [false]\n")
+    flags = ["--config", str(config), "--data.root", str(data), "--out", str(out), *TUNE]
+    flags += ["--tune.sampler", "one-at-a-time", "--views.crops", "five", "--data.limit", "6"]
+    done = cluster.run("tune.py", *flags)
+    assert done.stderr.count("features: reused") == 1
+    assert len(list((out / "features").iterdir())) == 1
+    folders = sorted((out / "mined").iterdir())
+    assert len(folders) == 2
+    assert not any((folder / "features").exists() for folder in folders)
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert {(row["neighbors.exclude_own"], row["status"]) for row in rows} == {
+        (True, "finished"),
+        (False, "finished"),
+    }

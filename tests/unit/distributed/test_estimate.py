@@ -130,7 +130,8 @@ def test_mining_begins_nothing_that_the_disk_can_not_hold(
 ) -> None:
     job = load_job(MineJob, [*data, *SMALL], prog="test")
     source = find_images(job)
-    monkeypatch.setattr(mine_module, "settle_precision", lambda run, asked: pytest.fail("began"))
+    monkeypatch.setattr(mine_module, "settle_precision", lambda run, asked: "fp32")
+    monkeypatch.setattr(mine_module, "replace_others", lambda *_: pytest.fail("began"))
     monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with hold(job.out) as lease, pytest.raises(ConfigError, match="make room"):
         mine_module.mine(job, RunDirectory(job.out, job="mine"), source, lease)
@@ -139,14 +140,14 @@ def test_mining_begins_nothing_that_the_disk_can_not_hold(
 def test_features_that_are_there_count_as_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDirectory(str(tmp_path), job="mine")
+    folder = str(tmp_path / "features")
     monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert lacking_room(run, 1000) is None
-    assert "make room" in (lacking_room(run, 1001) or "")
+    assert lacking_room(folder, 1000) is None
+    assert "make room" in (lacking_room(folder, 1001) or "")
     (tmp_path / "features" / "key").mkdir(parents=True)
     (tmp_path / "features" / "key" / "unit-00000000.bin").write_bytes(b"0" * 500)
-    assert lacking_room(run, 1500) is None
-    assert "make room" in (lacking_room(run, 1501) or "")
+    assert lacking_room(folder, 1500) is None
+    assert "make room" in (lacking_room(folder, 1501) or "")
 
 
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
