@@ -175,38 +175,45 @@ class EvaluateWorker:
         features, code = encode_images(
             self._segmenter, batch, self._job.predict, flip=self._job.flip
         )
-        refined = self._refined_on_device(batch, features, code)
         found = _Counts()
+        labels: dict[int, np.ndarray] = {}  # by place in the batch
         for index, row in enumerate(rows):
-            data = table["label"][row].as_py()
-            decoded = None if data is None else decode_label(data, self._job.limits)
-            if decoded is None:
-                continue
+            decoded = self._label(table["label"][row].as_py(), pixels.shape[1:3])
             if isinstance(decoded, ImageFailure):
                 found.failed_labels[row] = decoded
-                continue
-            labels: np.ndarray = decoded
-            if self._job.compat.centre_crop:
-                square = centre_square(Box(0, 0, *decoded.shape))
-                labels = resize_labels(labels, *pixels.shape[1:3], box=square)
+            elif decoded is not None:
+                labels[index] = decoded
+        labelled = [*labels]
+        refined = self._refined_on_device(batch[labelled], features[labelled], code[labelled])
+        for place, (index, true) in enumerate(labels.items()):
             for head in self._heads:
                 if head in refined:
-                    predicted = resize_labels(refined[head][index], *labels.shape)
+                    predicted = resize_labels(refined[head][place], *true.shape)
                 else:
                     one = slice(index, index + 1)
                     maps = self._segmenter.seen_by(head, features[one], code[one])
-                    predicted = self._label_map(head, maps, pixels[index], labels.shape)
-                counts = self._count(labels, predicted, head)
+                    predicted = self._label_map(head, maps, pixels[index], true.shape)
+                counts = self._count(true, predicted, head)
                 found.add(_Counts({head: counts}))
                 if head == CLUSTER:
-                    found.images[table["image_uri"][row].as_py()] = count_pairs(counts).tolist()
+                    uri = table["image_uri"][rows[index]].as_py()
+                    found.images[uri] = count_pairs(counts).tolist()
         return found
+
+    def _label(self, data: bytes | None, size: tuple[int, int]) -> np.ndarray | ImageFailure | None:
+        """Return a label map as it is scored; None where there is none."""
+        decoded = None if data is None else decode_label(data, self._job.limits)
+        if decoded is None or isinstance(decoded, ImageFailure):
+            return decoded
+        if self._job.compat.centre_crop:
+            return resize_labels(decoded, *size, box=centre_square(Box(0, 0, *decoded.shape)))
+        return decoded
 
     def _refined_on_device(
         self, pixels_BHWC: Tensor, features_BChw: Tensor, code_BKhw: Tensor
     ) -> dict[str, np.ndarray]:
         """Return the CRF's label maps of each head, if it computes on the model's device."""
-        if not (self._job.crf and self._job.predict.crf_device == "model"):
+        if not (self._job.crf and self._job.predict.crf_device == "model" and len(pixels_BHWC)):
             return {}
         found = {}
         for head in self._heads:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from stego_core.config.backbone import BackboneConfig
 from stego_core.config.load import dump_toml, fingerprint
@@ -141,9 +141,9 @@ def mine(
 ) -> Mined:
     """Embed all views and find their neighbours; reuse what an earlier run left.
 
-    `source` is what `find_images` returned. Results lie below a key of everything that determines
-    them, so a stale one is never reused. Features go to the folder `shared`, if given, from which
-    none is deleted: minings that differ in their search only have them in common.
+    `source` is what `find_images` returned. Results lie below a key of all that determines them, so
+    a stale one is never reused. Features go to the folder `shared`, if given, from which none is
+    deleted: minings that differ in their search only have them in common.
 
     Raises:
         InputError: if no image is usable.
@@ -156,7 +156,7 @@ def mine(
     run.refuse_outputs("metrics.json", "fingerprint.json")
     check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
-    # Asked before the hours of embedding: whether FAISS is there, if it is wanted.
+    # Asked before hours of embedding: whether FAISS is there, if it is wanted.
     plan_search(job.neighbors, len(files) * views_per_image(job), feature_width(job, backbone))
     weights = resolve_weights(backbone, job.backbone.weights)
     size = store_bytes(job, backbone, len(files))
@@ -165,36 +165,38 @@ def mine(
     record = mining_record(job, digest_files(files))
     key = fingerprint(record, weights.sha256, is_stored)
     store = fs.join(shared or run.path("features"), key)
-    if is_stored and (problem := lacking_room(store if shared else run.path("features"), size)):
-        raise ConfigError(problem)
+    if is_stored:
+        _require_room(store if shared else run.path("features"), size)
     replace_others(job, run, key, record | {"stored": is_stored}, weights.sha256)
     fs.write_bytes(run.path("config.resolved.toml"), dump_toml(job).encode())
-    manifest = write_manifest(
-        fs.join(store, "manifest.parquet"), files, unit_images=_unit_images(job)
-    )
+    manifest_uri = fs.join(store, "manifest.parquet")
+    manifest = write_manifest(manifest_uri, files, unit_images=_unit_images(job))
     mined = Mined(dataset, manifest, store, is_stored, key, weights, job.backbone)
     if job.retry:
         forget_failures(store, manifest)
     _embed(job, run, mined, lease)
     views = read_views(store, manifest.num_units)
     quarantine_failures(job, run, views, manifest, store_uri=store)
-    key = views_key(key, views)
-    mined = replace(mined, key=key)
+    mined = replace(mined, key=views_key(key, views))
     lease.check()
-    search = search_neighbors(job, run, views, key=key)
+    search = search_neighbors(job, run, views, key=mined.key)
     lease.check()
-    run.write_json(
-        "mine.json",
-        {
-            "key": key,
-            "features": store.rpartition("/")[2],
-            "record": record | {"stored": is_stored},
-            "weights": {"source": weights.source, "sha256": weights.sha256},
-            "views": len(views.image_ids),
-            "search": search,
-        },
-    )
+    told = {"record": record | {"stored": is_stored}, "views": len(views.image_ids)}
+    run.write_json("mine.json", _identity(mined) | told | {"search": search})
     return mined
+
+
+def _identity(mined: Mined) -> dict[str, Any]:
+    return {
+        "key": mined.key,
+        "features": mined.store_uri.rpartition("/")[2],
+        "weights": {"source": mined.weights.source, "sha256": mined.weights.sha256},
+    }
+
+
+def _require_room(folder: str, size: int) -> None:
+    if problem := lacking_room(folder, size):
+        raise ConfigError(problem)
 
 
 def _with_precision(job: MineJob, precision: str) -> MineJob:

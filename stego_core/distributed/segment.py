@@ -221,10 +221,13 @@ def _record(job: SegmentJob, folder: str, *, source: str) -> dict[str, Any]:
     """Return all that determines the masks: an output made with anything else is refused."""
     model = hashlib.sha256(fs.read_bytes(fs.join(folder, "model.safetensors")))
     model.update(fs.read_bytes(fs.join(folder, "model.json")))
+    predict = asdict(job.predict)
+    if not job.crf or job.predict.crf_device == "cpu":
+        del predict["crf_device"]  # an output of before this setting is still the same
     return {
         "model": model.hexdigest(),
         "input": source.rstrip("/") or "/",
-        "predict": asdict(job.predict),
+        "predict": predict,
         "limits": job.limits.record(),
         "crf": job.crf,
         "flip": job.flip,

@@ -75,9 +75,8 @@ def _refined(row: dict[str, Any], job: SegmentJob) -> np.ndarray:
     if row["refined"] is None:
         labels = _refine(row, size, job)
     else:
-        values = np.frombuffer(row["refined"], np.uint8)
-        is_wide = len(values) > size[0] * size[1]  # two bytes a pixel: more than 255 clusters
-        labels = (values.view(np.uint16) if is_wide else values).reshape(size)
+        kind = np.uint8 if row["refined_bits"] == 8 else np.uint16
+        labels = np.frombuffer(row["refined"], kind).reshape(size)
     if job.mask_size == "original":
         labels = resize_labels(labels, row["image_height"], row["image_width"])
     return labels

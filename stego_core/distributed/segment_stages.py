@@ -26,6 +26,7 @@ _RESULT = pa.schema(
         ("products", pa.large_binary()),
         ("norm_code", pa.large_binary()),
         ("refined", pa.large_binary()),
+        ("refined_bits", pa.int32()),
     ]
 )
 
@@ -62,12 +63,11 @@ class SegmentWorker:
             batch = torch.from_numpy(pixels).to(self._device)
             code = encode_code(self._segmenter, batch, self._job.predict, flip=self._job.flip)
             products = self._segmenter.products(code, CLUSTER)
-            for row, one_products, one_code in zip(rows, products, code, strict=True):
-                results[row] = self._result(one_products, one_code)
+            refined: list[np.ndarray | None] = [None] * len(rows)
             if self._refines_here:
-                labels = refine_batch(batch, products, code, alpha=self._job.predict.alpha)
-                for row, label_map in zip(rows, labels, strict=True):
-                    results[row] |= {"refined": label_map.tobytes(), "products": None}
+                refined = [*refine_batch(batch, products, code, alpha=self._job.predict.alpha)]
+            for row, *found in zip(rows, products, code, refined, strict=True):
+                results[row] = self._result(*found)
 
         map_threads(segment, pixel_groups(table, self._job.predict.batch), self._threads)
         if not self._refines_later:
@@ -77,13 +77,17 @@ class SegmentWorker:
             table = table.append_column(field, column)
         return table
 
-    def _result(self, products: Tensor, code: Tensor) -> dict[str, Any]:
+    def _result(self, products: Tensor, code: Tensor, refined: np.ndarray | None) -> dict[str, Any]:
         confidence, entropy = grid_confidence(products, code, alpha=self._job.predict.alpha)
-        return {
+        result: dict[str, Any] = {
             "confidence": confidence.tobytes(),
             "entropy": entropy,
             "grid_height": confidence.shape[0],
             "grid_width": confidence.shape[1],
-            "products": products.cpu().numpy().tobytes(),
-            "norm_code": code.cpu().numpy().tobytes() if self._refines_later else None,
         }
+        if refined is not None:
+            return result | {"refined": refined.tobytes(), "refined_bits": 8 * refined.itemsize}
+        result["products"] = products.cpu().numpy().tobytes()
+        if self._refines_later:
+            result["norm_code"] = code.cpu().numpy().tobytes()
+        return result

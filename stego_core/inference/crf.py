@@ -24,6 +24,7 @@ from stego_core.inference.mean_field import (
 from stego_core.inference.predict import interpolation_matrix
 
 FAST, DENSE = "fast", "dense"
+_BATCH_PIXELS = 2**20  # refined at once, which bounds the memory: 400 to 700 bytes of each
 
 
 def describe_crf(config: LabelMapConfig, *, is_on: bool) -> str:
@@ -66,17 +67,18 @@ def upsampled_log_probs(
 
     The code's length at a pixel is that of the upsampled code, so K channels are upsampled here.
     With `is_cosine` off the products are logits, as a linear probe's are: log softmax of them.
+    Either may be of a batch: (B, N, h, w) and (B, K, h, w) give (B, N, height, width).
     """
     device = products_Nhw.device
-    down = interpolation_matrix(height, products_Nhw.shape[1]).to(device)
-    across = interpolation_matrix(width, products_Nhw.shape[2]).to(device)
-    products = torch.einsum("ph,nhw,qw->npq", down, products_Nhw.float(), across)
+    down = interpolation_matrix(height, products_Nhw.shape[-2]).to(device)
+    across = interpolation_matrix(width, products_Nhw.shape[-1]).to(device)
+    products = torch.einsum("ph,...nhw,qw->...npq", down, products_Nhw.float(), across)
     if not is_cosine:
-        return torch.log_softmax(products, 0)
-    norm = torch.zeros(height, width, device=device)
-    for channel in code_Khw.float():
+        return torch.log_softmax(products, -3)
+    norm = products.new_zeros(*products.shape[:-3], height, width)
+    for channel in code_Khw.float().unbind(-3):
         norm += (down @ channel @ across.T).square()
-    return torch.log_softmax(alpha * products / norm.sqrt().clamp_min(1e-10), 0)
+    return torch.log_softmax(alpha * products / norm.sqrt().clamp_min(1e-10).unsqueeze(-3), -3)
 
 
 def refine(pixels_HWC: np.ndarray, log_probs_NHW: Tensor, method: str) -> np.ndarray:
@@ -122,15 +124,21 @@ def refine_batch(
         each of the images alone.
     """
     height, width = pixels_BHWC.shape[1:3]
-    log_probs = [
-        upsampled_log_probs(
-            products, code, height=height, width=width, alpha=alpha, is_cosine=is_cosine
+    at_once = max(1, _BATCH_PIXELS // (height * width))
+    refined = [
+        refine_mean_field(
+            pixels,
+            upsampled_log_probs(
+                products, code, height=height, width=width, alpha=alpha, is_cosine=is_cosine
+            ),
         )
-        for products, code in zip(products_BNhw, code_BKhw, strict=True)
+        for pixels, products, code in zip(
+            *(torch.split(whole, at_once) for whole in (pixels_BHWC, products_BNhw, code_BKhw)),
+            strict=True,
+        )
     ]
-    refined = refine_mean_field(pixels_BHWC, torch.stack(log_probs)).cpu().numpy()
-    labels: np.ndarray = refined.astype(_label_dtype(products_BNhw.shape[1]))
-    return labels
+    labels: np.ndarray = torch.cat(refined).cpu().numpy()
+    return labels.astype(_label_dtype(products_BNhw.shape[1]))
 
 
 def _label_dtype(clusters: int) -> type[np.uint8 | np.uint16]:

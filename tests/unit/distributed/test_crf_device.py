@@ -1,21 +1,27 @@
-"""Where the CRF computes changes no label: on CPUs after the model, or beside it on its device."""
+"""Where the CRF computes changes no label but by rounding: after the model, or on its device."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from factories import picture, png_bytes
+from PIL import Image
 
+from stego_core.config.load import load_job
 from stego_core.config.predict import LabelMapConfig
 from stego_core.config.schema import BackboneConfig, EvaluateJob, HeadConfig, SegmentJob
+from stego_core.distributed import segment
 from stego_core.distributed.evaluate_stages import EvaluateWorker
 from stego_core.distributed.segment_finish import masks_rows
 from stego_core.distributed.segment_stages import SegmentWorker
+from stego_core.errors import ConfigError
 from stego_core.model.backbone import load_backbone
 from stego_core.model.head import Head
 from stego_core.model.segmenter import model_card, save_segmenter
@@ -46,7 +52,9 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def unit() -> pa.Table:
     """Three pictures, a picture that can't be used, and labels of their own size."""
-    pictures = [picture(*size, seed=seed) for seed, size in enumerate(SIZES)]
+    pictures = [picture(*size, seed=seed) // 4 for seed, size in enumerate(SIZES)]
+    for pixels in pictures:
+        pixels[:, pixels.shape[1] // 2 :] += 150  # with an edge that a CRF finds
     labels = [np.random.default_rng(0).integers(0, 3, (40, 50), dtype=np.uint8) for _ in SIZES]
     return pa.table(
         {
@@ -59,10 +67,16 @@ def unit() -> pa.Table:
             "pixels": pa.array([*(p.tobytes() for p in pictures), None], pa.large_binary()),
             "pixel_height": [*(p.shape[0] for p in pictures), None],
             "pixel_width": [*(p.shape[1] for p in pictures), None],
-            "label": pa.array([*(png_bytes(one) for one in labels), None], pa.large_binary()),
+            "label": pa.array([None, *map(png_bytes, labels[1:]), None], pa.large_binary()),
             "label_failure": pa.nulls(4),
         }
     )
+
+
+def label_maps(rows: list[dict[str, Any]]) -> np.ndarray:
+    """Return the pixels of all masks in a row."""
+    masks = [Image.open(io.BytesIO(row["mask"]["bytes"])) for row in rows if row["mask"]]
+    return np.concatenate([np.asarray(mask).flatten() for mask in masks])
 
 
 @pytest.mark.parametrize("mask_size", ["model", "original"])
@@ -78,9 +92,13 @@ def test_masks_are_the_same(model: str, mask_size: str) -> None:
         assert ("pixels" in table.column_names) == (name == "cpu")
         assert (table["products"].null_count == 4) == (name == "beside")
         rows[name] = masks_rows(0, table, folder="", job=job)
-    assert rows["beside"] == rows["cpu"]
     assert [row["mask"] is None for row in rows["cpu"]] == [False, False, False, True]
-    assert rows["none"] != rows["cpu"]
+    assert [row["mask"] is None for row in rows["beside"]] == [False, False, False, True]
+    none, cpu, beside = (label_maps(rows[name]) for name in ("none", "cpu", "beside"))
+    assert (none != cpu).mean() > 0.005
+    assert (beside == cpu).mean() > 0.999
+    for name in ("mean_confidence", "entropy"):
+        assert [row[name] for row in rows["beside"]] == [row[name] for row in rows["cpu"]]
 
 
 def test_scores_are_the_same(model: str) -> None:
@@ -95,8 +113,10 @@ def test_scores_are_the_same(model: str) -> None:
         counts[name] = json.loads(receipt)["confusion"]
     assert set(counts["cpu"]) == {"cluster", "baseline_kmeans", "linear"}
     for head in counts["cpu"]:
-        assert counts["beside"][head] == counts["cpu"][head]
-        assert counts["none"][head] != counts["cpu"][head]
+        none, cpu, beside = (np.array(counts[name][head]) for name in ("none", "cpu", "beside"))
+        assert cpu.sum() == beside.sum() == 2 * 40 * 50  # a label map is missing
+        assert abs(beside - cpu).sum() <= 0.001 * cpu.sum()
+        assert abs(none - cpu).sum() > 0
 
 
 @pytest.mark.gpu
@@ -107,9 +127,21 @@ def test_masks_of_a_gpu_are_those_of_cpus_but_for_single_pixels(model: str) -> N
         job = SegmentJob(crf=True, predict=BESIDE)
         worker = SegmentWorker(model=model, job=job, **COMMON | {"device": device})
         table = worker(0, unit())
-        masks.append(
-            np.concatenate(
-                [np.frombuffer(row, np.uint8) for row in table["refined"].to_pylist()[:3]]
-            )
-        )
+        masks.append(label_maps(masks_rows(0, table, folder="", job=job)))
     assert (masks[0] == masks[1]).mean() > 0.99
+
+
+def test_pydensecrf_on_the_models_device_is_refused() -> None:
+    flags = ["--input", "a", "--predict.crf", "dense", "--predict.crf-device", "model"]
+    with pytest.raises(ConfigError, match="pydensecrf runs on CPUs only"):
+        load_job(SegmentJob, flags, prog="test")
+
+
+def test_an_output_of_before_the_setting_is_the_same(model: str) -> None:
+    def record(**settings: Any) -> dict[str, Any]:
+        return segment._record(SegmentJob(**settings), model, source="photos")["predict"]
+
+    assert "crf_device" not in record()
+    assert "crf_device" not in record(crf=True)
+    assert "crf_device" not in record(predict=BESIDE)
+    assert record(crf=True, predict=BESIDE)["crf_device"] == "model"
