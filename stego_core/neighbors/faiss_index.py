@@ -27,6 +27,9 @@ _SAMPLE_PER_LIST = 64  # rows that a list's centroid is trained on
 CODES = 256  # of one sub-quantiser: 8 bits
 _GPU_CANDIDATES = 2048  # FAISS on a GPU returns no more
 _CHANNELS_PER_CODE = 8  # of product quantisation at least: 1/32 of the memory of float32
+# The bytes of a quantised vector that FAISS takes on a GPU; the same are taken on a CPU, so that
+# both find the same.
+_GPU_CODES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
 
 
 def import_faiss() -> Any:
@@ -53,7 +56,7 @@ def num_lists(lists: int, num_views: int) -> int:
 def code_bytes(dim: int) -> int:
     """Return the bytes of a quantised vector: the most sub-vectors of at least eight channels."""
     most = max(1, dim // _CHANNELS_PER_CODE)
-    return next(codes for codes in range(most, 0, -1) if dim % codes == 0)
+    return max(codes for codes in _GPU_CODES if codes <= most and dim % codes == 0)
 
 
 def training_rows(method: SearchMethod, lists: int) -> int:
@@ -124,7 +127,11 @@ class FaissIndex:
         if device == "cuda" and hasattr(faiss, "StandardGpuResources"):
             # Kept here as well: the index on the GPU does not own it.
             self._resources = faiss.StandardGpuResources()
-            index = faiss.index_cpu_to_gpu(self._resources, 0, index)
+            options = faiss.GpuClonerOptions()
+            # Tables of long codes don't fit a GPU's shared memory in float32. Of other indexes this
+            # would round the vectors themselves.
+            options.useFloat16 = hasattr(index, "pq")
+            index = faiss.index_cpu_to_gpu(self._resources, 0, index, options)
         elif device == "cuda":
             logger.info("this FAISS has no GPU support (extra gpu): searching on the CPU")
         index.add(gallery_GD.cpu().numpy())

@@ -21,7 +21,9 @@ from stego_core.neighbors.scores import NONE, OwnGroups, no_neighbors
 Precision = Literal["fp32", "bf16"]
 _COLUMNS = 32768  # of a tile at most
 _GROUP = 32  # columns whose largest score stands for all
-_UNIT_ROUNDOFF = 2.0**-24
+# Of a sum in float32. A GPU's tensor cores, which multiply what holds bfloat16, cut off what a CPU
+# rounds, and may hold a bit less.
+_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-22}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def screen(
                 tile = _product(queries.rows[part], block.rows, buffer)
                 own.exclude(tile, query_groups_Q[part])
                 _update(scores[part], indices[part], tile, offset)
-            error = max(error, _error(queries, block, dim))
+            error = max(error, _error(queries, block, dim, _ROUNDOFF[precision]))
     return Screened(scores, indices.masked_fill_(scores == -torch.inf, NONE), error)
 
 
@@ -103,23 +105,29 @@ def _largest_norm(rows: Tensor) -> float:
     return float(torch.linalg.vector_norm(rows, dim=1).max()) if len(rows) else 0.0
 
 
-def _error(queries: _Operand, block: _Operand, dim: int) -> float:
+def _error(queries: _Operand, block: _Operand, dim: int, roundoff: float) -> float:
     # Of a sum in any order: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
-    summing = 1.01 * dim * _UNIT_ROUNDOFF * (queries.norm + queries.cut) * (block.norm + block.cut)
+    summing = 1.01 * dim * roundoff * (queries.norm + queries.cut) * (block.norm + block.cut)
     cutting = queries.cut * block.norm + (queries.norm + queries.cut) * block.cut
     return summing + 1.01 * cutting
 
 
 @contextmanager
 def _multiplying(precision: Precision) -> Iterator[None]:
-    """Let oneDNN multiply float32 tensors that hold bfloat16 values in bfloat16, on a CPU."""
-    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16" if precision == "bf16" else "ieee"
+    """Multiply float32 tensors that hold bfloat16 values at the rate of fewer bits.
+
+    oneDNN does it in bfloat16 on a CPU. On a GPU it is TF32, which holds more bits than bfloat16,
+    so that no product is rounded either.
+    """
+    cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
+    gpu: Any = torch.backends.cuda.matmul
+    before = cpu.fp32_precision, gpu.fp32_precision
+    is_fast = precision == "bf16"
+    cpu.fp32_precision, gpu.fp32_precision = ("bf16", "tf32") if is_fast else ("ieee", "ieee")
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        cpu.fp32_precision, gpu.fp32_precision = before
 
 
 def _product(queries: Tensor, block: Tensor, buffer: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,7 +140,33 @@ def test_without_faiss_the_error_is_one_line_that_names_the_extras(monkeypatch):
 def test_codes_divide_the_channels():
     for dim in (32, 384, 768, 1024, 1536, 30, 7, 1):
         assert dim % code_bytes(dim) == 0
-    assert [code_bytes(dim) for dim in (384, 768, 30, 7)] == [48, 96, 3, 1]
+    # 1024 channels could have 128, but FAISS has no such codes on a GPU.
+    assert [code_bytes(dim) for dim in (384, 768, 1024, 1152, 30, 7)] == [48, 96, 64, 96, 3, 1]
+
+
+@pytest.mark.parametrize(("method", "is_rounded"), [("flat", False), ("ivf-pq", True)])
+def test_on_a_gpu_only_tables_of_quantised_codes_are_in_half_precision(
+    monkeypatch, method, is_rounded
+):
+    faiss = pytest.importorskip("faiss")
+    moved = []
+
+    def move(resources, device, index, options):
+        moved.append((device, options.useFloat16))
+        return index
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "GpuClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    vectors = clustered(700, 8, centres=9)
+    trained = train_index(vectors.numpy(), method, lists=1, seed=0)
+    groups = torch.arange(700)
+    index = FaissIndex(trained, vectors, groups, probes=1, rerank=4, device="cuda")
+    assert moved == [(0, is_rounded)]
+    # It answers as it does on a CPU: more candidates than a GPU returns are not asked for.
+    _, found = index.top_k(vectors[:5], groups[:5], 3)
+    cpu = FaissIndex(trained, vectors, groups, probes=1, rerank=4)
+    assert torch.equal(found, cpu.top_k(vectors[:5], groups[:5], 3)[1])
 
 
 def test_only_settings_that_change_the_table_are_part_of_its_key():

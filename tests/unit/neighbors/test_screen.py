@@ -129,12 +129,6 @@ def test_the_own_group_is_no_candidate_even_if_it_is_the_whole_gallery():
     assert torch.isinf(scores).all()
 
 
-def test_the_matmul_setting_of_torch_is_put_back():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    run(ROWS["clustered"], 5, "bf16")
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-
-
 def test_candidates_that_are_missing_stay_missing_and_lists_are_filled_up():
     rows = ROWS["random"][:10]
     candidates = torch.tensor([[3, NONE, 7], [NONE, NONE, NONE]])
@@ -144,3 +138,28 @@ def test_candidates_that_are_missing_stay_missing_and_lists_are_filled_up():
     assert (indices[1] == NONE).all()
     assert torch.isinf(scores[1]).all()
     assert rows.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"), [("fp32", ("ieee", "ieee")), ("bf16", ("bf16", "tf32"))]
+)
+def test_arithmetic_is_chosen_for_the_products_alone(monkeypatch, precision, inside):
+    settings = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [one.fp32_precision for one in settings]
+    seen, product = [], screen_module._product
+
+    def watched(*args):
+        seen.append(tuple(one.fp32_precision for one in settings))
+        return product(*args)
+
+    monkeypatch.setattr(screen_module, "_product", watched)
+    run(ROWS["clustered"], 5, precision)
+    assert {*seen} == {inside}
+    assert [one.fp32_precision for one in settings] == before
+
+
+def test_tf32_keeps_all_of_a_product_of_bf16_values():
+    # What a GPU makes of values that hold bf16: ten bits of fraction are kept of each.
+    values = torch.randn(999, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    bits = values.view(torch.int32)
+    assert torch.equal((bits >> 13) << 13, bits)
