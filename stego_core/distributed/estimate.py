@@ -10,7 +10,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from stego_core.config.schema import EvaluateJob, MineJob, TrainJob, TuneJob
+from stego_core.config.schema import (
+    BackboneConfig,
+    EvaluateJob,
+    MineJob,
+    SegmentJob,
+    TrainJob,
+    TuneJob,
+)
 from stego_core.images.views import view_count
 from stego_core.model.registry import BackboneRecord, find_backbone
 from stego_core.model.speed import seconds_per_view
@@ -114,3 +121,24 @@ def training_time(
 
 def _minutes(seconds: float) -> str:
     return f"{max(1, round(seconds / 60))} min"
+
+
+def predicting_time(
+    job: SegmentJob | EvaluateJob, backbone: dict[str, Any], num_images: int
+) -> list[str]:
+    """Return a line on how long the backbone takes for so many images, if anybody knows.
+
+    Args:
+        job: the settings.
+        backbone: settings of the model's.
+        num_images: to predict.
+    """
+    config = BackboneConfig(name=backbone["name"], precision=job.precision)
+    patch = find_backbone(config.name).patch_size
+    view_s = seconds_per_view(config, -(-job.predict.resolution // patch) * patch)
+    if view_s is None:
+        return []
+    passes = (2 if job.flip else 1) * sum(scale**2 for scale in job.predict.scales)
+    minutes = max(1, round(num_images * passes * view_s / 60))
+    crf = "; the CRF comes on top" if job.crf else ""
+    return [f"time of the backbone: about {minutes} min on the CPU of this machine{crf}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from stego_core.datasets.demo import DEMO
 from stego_core.datasets.directory import Dataset, open_dataset
 from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.data import check_data, plan_check, select_images
-from stego_core.distributed.estimate import evaluated_bytes, fate
+from stego_core.distributed.estimate import evaluated_bytes, fate, predicting_time
 from stego_core.distributed.evaluate_stages import (
     EvaluateWorker,
     fetch_labelled,
@@ -51,9 +52,17 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
         f"images: {dataset.images_uri}: {len(files)}",
         f"labels: {dataset.labels_uri}",
         *plan_check(job.data, dataset, files, job.limits),
+        *_plan_time(job, folder, len(files)),
         f"{describe_crf(job.predict, is_on=job.crf)}, flip: {'on' if job.flip else 'off'}",
         _plan_store(job, folder, len(files)),
     ]
+
+
+def _plan_time(job: EvaluateJob, folder: str, num_images: int) -> list[str]:
+    backbone = json.loads(fs.read_bytes(fs.join(folder, "model.json"))).get("backbone")
+    stored = ", less where features are stored" if job.store.uri else ""
+    lines = predicting_time(job, backbone, num_images) if backbone else []
+    return [f"{line}{stored}" for line in lines]
 
 
 def _plan_store(job: EvaluateJob, folder: str, num_images: int) -> str:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from stego_core.config.schema import BackboneConfig, SegmentJob
+from stego_core.config.schema import SegmentJob
+from stego_core.distributed.estimate import predicting_time
 from stego_core.distributed.shards import unread_images
 from stego_core.log import redact
 from stego_core.masks.verify import SUCCESS, part_number
-from stego_core.model.registry import find_backbone
-from stego_core.model.speed import seconds_per_view
 from stego_core.storage import fs
 from stego_core.storage.extend import compare
 from stego_core.storage.manifest import manifest_table, read_manifest
@@ -42,7 +41,10 @@ def planned_work(
         return [f"work: refused without --overwrite, other than what is there: {', '.join(keys)}"]
     if earlier is None or keys or not fs.exists(run.path("manifest.parquet")):
         again = ", in place of what other settings made" if keys else ""
-        return [f"work: {_units(job, len(files))}{again}", *_time(job, backbone, len(files))]
+        return [
+            f"work: {_units(job, len(files))}{again}",
+            *predicting_time(job, backbone, len(files)),
+        ]
     return _continued(job, run, files, backbone)
 
 
@@ -65,7 +67,7 @@ def _continued(
     changes = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     since = f"; since its list was written: {changes}" if changes else ""
     what = f"work: {left} of {manifest.num_images} images are left of an earlier run{since}"
-    return [what, *_time(job, backbone, left + fresh)]
+    return [what, *predicting_time(job, backbone, left + fresh)]
 
 
 def _done(run: RunDirectory, key: str) -> list[int]:
@@ -77,15 +79,3 @@ def _units(job: SegmentJob, num_images: int) -> str:
     units = -(-num_images // job.predict.unit_images)
     shards = -(-units // job.predict.shard_batches)
     return f"{units} units in {shards} Parquet file(s)"
-
-
-def _time(job: SegmentJob, backbone: dict[str, Any], num_images: int) -> list[str]:
-    config = BackboneConfig(name=backbone["name"], precision=job.precision)
-    patch = find_backbone(config.name).patch_size
-    view_s = seconds_per_view(config, -(-job.predict.resolution // patch) * patch)
-    if view_s is None:
-        return []
-    passes = (2 if job.flip else 1) * sum(scale**2 for scale in job.predict.scales)
-    minutes = max(1, round(num_images * passes * view_s / 60))
-    crf = "; the CRF comes on top" if job.crf else ""
-    return [f"time of the backbone: about {minutes} min on the CPU of this machine{crf}"]

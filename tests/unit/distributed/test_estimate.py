@@ -92,7 +92,10 @@ def test_what_nobody_knows_is_not_said(data: list[str], monkeypatch: pytest.Monk
     assert not any("time of the steps" in line for line in lines)
 
 
-def test_the_plan_of_an_evaluation_says_what_becomes_of_features(tmp_path: Path) -> None:
+def test_the_plan_of_an_evaluation_says_what_becomes_of_features_and_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "seconds_per_view", lambda backbone, side: side)
     names = [f"{number}.png" for number in range(3)]
     tree = {f"imgs/val/{name}": png_bytes(picture()) for name in names}
     tree |= {f"labels/val/{name}": png_bytes(picture()[..., 0]) for name in names}
@@ -102,9 +105,16 @@ def test_the_plan_of_an_evaluation_says_what_becomes_of_features(tmp_path: Path)
     write_tree(model, {"model.json": json.dumps(card).encode(), "model.safetensors": tensors})
     flags = ["--data.root", str(root), "--model", str(model), "--predict.resolution", "140"]
 
-    def last_line(*more: str) -> str:
-        return plan_evaluate(load_job(EvaluateJob, [*flags, *more], prog="test"))[-1]
+    def lines(*more: str) -> list[str]:
+        return plan_evaluate(load_job(EvaluateJob, [*flags, *more], prog="test"))
 
+    def last_line(*more: str) -> str:
+        return lines(*more)[-1]
+
+    # 3 images of 140 pixels a side, 140 s each.
+    time = "time of the backbone: about 7 min on the CPU of this machine"
+    assert time in lines()
+    assert f"{time}, less where features are stored" in lines("--store.uri", "f")
     assert last_line() == "features: not stored (store.uri)"
     # 3 images of 10 x 10 tokens, two blocks of 384 channels, 4 bytes each: 921 600 bytes.
     assert last_line("--store.uri", "s3://b/f") == (

@@ -10,7 +10,7 @@ import pytest
 from factories import picture, png_bytes, write_tree
 
 from stego_core.config.schema import ChaosJob, LabelMapConfig, SegmentJob
-from stego_core.distributed import segment, segment_plan
+from stego_core.distributed import estimate, segment
 from stego_core.distributed.chaos_targets import Segmentation
 from stego_core.masks.table import SCHEMA, to_parquet
 from stego_core.masks.verify import SUCCESS
@@ -20,7 +20,7 @@ from stego_core.storage.run import RunDirectory
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SegmentJob:
-    monkeypatch.setattr(segment_plan, "seconds_per_view", lambda config, side: side / 2)
+    monkeypatch.setattr(estimate, "seconds_per_view", lambda config, side: side / 2)
     Segmentation(ChaosJob(), RunDirectory(str(tmp_path), job="test"))  # writes the model
     root = write_tree(tmp_path / "in", {f"{n}.png": png_bytes(picture(seed=n)) for n in range(5)})
     return SegmentJob(
