@@ -79,7 +79,13 @@ def training_data(
     check_sources(job.loss, has_labels=labels is not None)
     given = {kind: getattr(job.loss, kind).shift for kind in KINDS}
     is_fixed = job.loss.shifts == "fixed"
-    calibration = calibrate(seen, neighbors, seed=job.seed, shifts=given if is_fixed else None)
+    calibration = calibrate(
+        seen,
+        neighbors,
+        seed=job.seed,
+        shifts=given if is_fixed else None,
+        is_whitened=whitening is not None,
+    )
     context.event("calibration", mode=job.loss.shifts, **asdict(calibration))
     return TrainData(
         features=features,
