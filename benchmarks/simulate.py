@@ -1,11 +1,11 @@
-"""What mining a pile of images takes on a given cluster, from measured costs.
+"""What mining and segmenting a pile of images takes on a given cluster, from measured costs.
 
     python -m benchmarks.simulate --images 100000000 --accelerators 64
 
 The costs of an image are those of `results/stage_costs.json`, the cluster is that of the command
 line; docs/scaling.md says where they come from and what was checked. Stages of one job run side by
-side, so the slowest sets the pace. Training has its memory only, segmentation nothing. Nothing
-here measures anything.
+side, so the slowest sets the pace. Training has its memory only; a segmentation is of whole images,
+without flip and CRF, whatever the crops. Nothing here measures anything.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ class Costs:
         neighbors: kept per view.
         base_bytes: memory of Ray's own processes on a node, and of the driver, without what grows.
         actor_bytes: memory of an actor, with the backbone.
+        finish_s: CPU seconds per image after the model: upsample, encode, write.
+        score_bytes: of an image between the model and that.
+        mask_bytes: of a row of the masks table.
         train_gflops: of k-means on the one thread that trains an index, 10^9 operations per second.
     """
 
@@ -83,6 +86,9 @@ class Costs:
     neighbors: int = 30
     base_bytes: float = 1.0e9
     actor_bytes: float = 1.0e9
+    finish_s: float = 0.005
+    score_bytes: float = 27 * 23 * 23 * 4
+    mask_bytes: float = 5_000.0
     train_gflops: float = 84.0
 
 
@@ -111,6 +117,11 @@ class Prediction:
     pq_index_bytes: float
     compute_price: float
     storage_price_per_month: float
+    segment_s: float
+    segment_bottleneck: str
+    segment_object_store_bytes: float
+    mask_bytes: float
+    segment_price: float
 
 
 def search_waves(views: int, *, actors: int, shard_views: int) -> list[tuple[int, int]]:
@@ -194,6 +205,7 @@ def predict(
     memory = cluster.accelerators * costs.actor_bytes + in_flight + unit_tables
     memory += cluster.nodes * (costs.base_bytes + embeddings)
     hourly = cluster.accelerators * cluster.accelerator_price + cluster.cpus * cluster.cpu_price
+    segment_s, segment_bottleneck = segmentation_time(cluster, costs)
     return Prediction(
         embed_s=embed_s,
         bottleneck=bottleneck,
@@ -212,7 +224,22 @@ def predict(
         pq_index_bytes=views * (costs.dim / 8 + 8.0),
         compute_price=(embed_s + ivf_s) / 3600 * hourly,
         storage_price_per_month=(features + unit_tables + neighbors) / 1e9 * cluster.storage_price,
+        segment_s=segment_s,
+        segment_bottleneck=segment_bottleneck,
+        segment_object_store_bytes=cluster.images * (costs.pixel_bytes + costs.score_bytes),
+        mask_bytes=cluster.images * costs.mask_bytes,
+        segment_price=segment_s / 3600 * hourly,
     )
+
+
+def segmentation_time(cluster: Cluster, costs: Costs) -> tuple[float, str]:
+    """Return the seconds of segmenting the pile, and what they are for."""
+    stages = {
+        "decoding and masks": cluster.images * (costs.decode_s + costs.finish_s) / cluster.cpus,
+        "backbone": cluster.images / (cluster.accelerators * cluster.accelerator_images_per_s),
+    }
+    bottleneck = max(stages, key=lambda name: stages[name])
+    return costs.start_s + stages[bottleneck] / cluster.efficiency, bottleneck
 
 
 def read_costs(path: Path = COSTS) -> Costs:

@@ -24,7 +24,14 @@ from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.labelled import LabelledStore, store_labelled
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
 from stego_core.distributed.rungs import Ladder, RungScheduler
-from stego_core.distributed.tune_trial import FINISHED, Study, end_trial, run_trial, trial_uri
+from stego_core.distributed.tune_trial import (
+    FINISHED,
+    Study,
+    end_trial,
+    mining_uri,
+    run_trial,
+    trial_uri,
+)
 from stego_core.errors import ClusterError, InputError
 from stego_core.metrics.study import (
     StudyResult,
@@ -58,7 +65,7 @@ def plan_tune(job: TuneJob) -> list[str]:
     seconds = _estimate(left, list(records.values())) / job.tune.parallel
     measured = "from the trials done" if records else "a guess for two CPUs"
     return [
-        *plan_mine(replace(job, out=_mining_uri(job, mining_key(trials[0].job)))),
+        *plan_mine(replace(job, out=mining_uri(job.out, trials[0].job))),
         *(f"varies: {axis.path}: {_shown(axis, job)}" for axis in axes),
         f"trials: {len(trials)} of {settings} settings, {len(records)} done, "
         f"{job.tune.parallel} at a time",
@@ -141,7 +148,7 @@ def _prepare(
         key = mining_key(trial.job)
         if key not in mined:
             run.status("running", stage="mine")
-            uri = _mining_uri(job, key)
+            uri = mining_uri(job.out, trial.job)
             training = replace(trial.job, out=uri, workers=job.workers)
             images = source if trial.job.data == job.data else find_images(trial.job)
             at = RunDirectory(uri, job="tune")
@@ -164,10 +171,6 @@ def _prepare(
         seed=job.seed,
         device=actors.device,
     )
-
-
-def _mining_uri(job: TuneJob, key: str) -> str:
-    return fs.join(job.out, "mined", key)
 
 
 def _records(job: TuneJob, trials: list[Trial]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from ray import tune
 
 from stego_core.config.load import fingerprint
 from stego_core.config.schema import DataConfig, TrainJob
-from stego_core.config.trials import Trial
+from stego_core.config.trials import Trial, mining_key
 from stego_core.distributed.labelled import LabelledStore
 from stego_core.distributed.mine import Mined
 from stego_core.distributed.selection import Candidates, feature_channels, judge, refined
@@ -157,7 +157,7 @@ def run_trial(config: dict[str, Any], *, study: Study) -> None:
 def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -> None:
     mined = study.mined[trial.key]
     # Neighbours are read from where they were mined; only the studies with labels see any.
-    job = replace(trial.job, out=fs.join(study.uri, "mined", _folder(mined)))
+    job = replace(trial.job, out=mining_uri(study.uri, trial.job))
     if not needs_labels(job.loss):
         mined = replace(mined, dataset=replace(mined.dataset, labels_uri=None))
     views = read_views(mined.store_uri, mined.manifest.num_units)
@@ -203,9 +203,9 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
             record["scores"] = {"miou": round(found.miou, 4), "accuracy": round(found.accuracy, 4)}
 
 
-def _folder(mined: Mined) -> str:
-    # `<study>/mined/<folder>/features/<key>`
-    return mined.store_uri.rstrip("/").split("/")[-3]
+def mining_uri(study_uri: str, job: TrainJob) -> str:
+    """Return the run directory of the mining that a trial of a study needs."""
+    return fs.join(study_uri, "mined", mining_key(job))
 
 
 def _until(job: TrainJob, step: int) -> TrainJob:

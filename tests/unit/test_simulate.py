@@ -133,6 +133,21 @@ def test_the_slowest_stage_sets_the_time_as_if_images_were_dealt_out_one_by_one(
     assert slow.embed_s == pytest.approx(9 + 60 * 0.3 / 0.5)
 
 
+def test_a_segmentation_sees_whole_images_and_its_cpus_decode_and_write_masks():
+    costs = replace(COSTS, finish_s=0.2, score_bytes=11.0, mask_bytes=5.0)
+    found = predict(SMALL, costs, lists=4)
+    backbone_s = 60 / (3 * 4.0)
+    cpus_s = 60 * (0.3 + 0.2) / 5
+    assert cpus_s > backbone_s
+    assert found.segment_bottleneck == "decoding and masks"
+    assert found.segment_s == pytest.approx(9 + cpus_s / 0.5)
+    assert found.segment_price == pytest.approx(found.segment_s / 3600 * (3 * 7 + 5 * 0.5))
+    assert found.mask_bytes == 60 * 5
+    assert found.segment_object_store_bytes == 60 * (30 + 11)
+    many = predict(replace(SMALL, cpus=50), costs, lists=4)
+    assert (many.segment_bottleneck, many.segment_s) == ("backbone", 9 + backbone_s / 0.5)
+
+
 def test_sizes_and_prices_are_sums_over_views():
     found = predict(SMALL, COSTS, lists=4)
     views = SMALL.images * SMALL.crops
