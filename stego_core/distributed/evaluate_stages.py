@@ -145,6 +145,7 @@ class EvaluateWorker:
             self._stored = StoredBackbone(self._segmenter.backbone, job.store.uri, settings)
             self._segmenter.add_module("backbone", self._stored)
         self._device, self._threads, self._job = device, threads, job
+        self._refines_here = job.crf and job.predict.crf_device == "model"
         self._heads = [CLUSTER]
         self._heads += [BASELINE] if self._segmenter.has_baseline else []
         self._heads += list(self._segmenter.classifiers)
@@ -183,8 +184,10 @@ class EvaluateWorker:
                 found.failed_labels[row] = decoded
             elif decoded is not None:
                 labels[index] = decoded
-        labelled = [*labels]
-        refined = self._refined_on_device(batch[labelled], features[labelled], code[labelled])
+        refined: dict[str, np.ndarray] = {}
+        if self._refines_here and labels:
+            scored = [*labels]
+            refined = self._refined(batch[scored], features[scored], code[scored])
         for place, (index, true) in enumerate(labels.items()):
             for head in self._heads:
                 if head in refined:
@@ -209,12 +212,10 @@ class EvaluateWorker:
             return resize_labels(decoded, *size, box=centre_square(Box(0, 0, *decoded.shape)))
         return decoded
 
-    def _refined_on_device(
+    def _refined(
         self, pixels_BHWC: Tensor, features_BChw: Tensor, code_BKhw: Tensor
     ) -> dict[str, np.ndarray]:
-        """Return the CRF's label maps of each head, if it computes on the model's device."""
-        if not (self._job.crf and self._job.predict.crf_device == "model" and len(pixels_BHWC)):
-            return {}
+        """Return the CRF's label maps of each head, computed on the model's device."""
         found = {}
         for head in self._heads:
             maps = self._segmenter.seen_by(head, features_BChw, code_BKhw)
