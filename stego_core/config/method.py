@@ -66,9 +66,10 @@ class LossConfig(Strict):
     compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours;
     `concept` has no pairs, but contrasts codes by the concepts of their features, as CAUSE does."""
     shifts: Literal["auto", "fixed", "adaptive"] = "auto"
-    """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views;
-    `fixed` uses the numbers given for each kind; `adaptive` computes a shift for each kind in each
-    step from the mean correspondences of features and codes, as EAGLE does."""
+    """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views,
+    and is `adaptive` with `head.whiten = 0`; `fixed` uses the numbers given for each kind;
+    `adaptive` computes a shift for each kind in each step from the mean correspondences of
+    features and codes, as EAGLE does."""
     self: PairConfig = field(default_factory=lambda: PairConfig(weight=0.3, shift=0.08))
     knn: PairConfig = field(default_factory=lambda: PairConfig(weight=1.0, shift=0.02))
     random: PairConfig = field(default_factory=lambda: PairConfig(weight=0.63, shift=0.66))

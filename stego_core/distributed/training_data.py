@@ -16,6 +16,7 @@ from stego_core.distributed.stream import StreamSettings
 from stego_core.distributed.stream_reads import ViewImages
 from stego_core.errors import SchemaError
 from stego_core.images.views import ViewCutter
+from stego_core.loss.shifts import is_adaptive
 from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.consistency import SMOOTHING, consistent_projection
@@ -79,14 +80,9 @@ def training_data(
     check_sources(job.loss, has_labels=labels is not None)
     given = {kind: getattr(job.loss, kind).shift for kind in KINDS}
     is_fixed = job.loss.shifts == "fixed"
-    calibration = calibrate(
-        seen,
-        neighbors,
-        seed=job.seed,
-        shifts=given if is_fixed else None,
-        is_whitened=whitening is not None,
-    )
-    context.event("calibration", mode=job.loss.shifts, **asdict(calibration))
+    calibration = calibrate(seen, neighbors, seed=job.seed, shifts=given if is_fixed else None)
+    mode = "adaptive" if is_adaptive(job.loss, job.head) else job.loss.shifts
+    context.event("calibration", mode=mode, **asdict(calibration))
     return TrainData(
         features=features,
         neighbors=neighbors,
@@ -94,7 +90,7 @@ def training_data(
         labels=labels,
         num_classes=num_classes,
         side=view_side(job.views, find_backbone(job.backbone.name).patch_size),
-        shifts=calibration.shifts if job.loss.shifts == "auto" else {},
+        shifts=calibration.shifts if mode == "auto" else {},
         whitening=whitening,
         class_tokens=views.class_tokens,
         pixels=_pixels(job, mined, views, device=device) if needs_pixels(job.loss) else None,

@@ -3,9 +3,9 @@
 The paper's shifts were tuned by hand, for DINO. Correspondences of other backbones lie elsewhere
 (DINOv2: 0.66 self, 0.63 knn, 0.47 random on street scenes), where those numbers attract nearly all
 pairs of an image and of neighbours. Here one number serves all kinds of pairs: the correspondence
-that a share of the random pairs of points exceeds, measured on the views before the first step: a
-small one of whitened features, a larger one of plain ones, whose head starts from random weights
-and has everything to find (docs/sensitivity.md). No label is looked at.
+that three in a hundred random pairs of points exceed, measured on the views before the first step.
+That share was chosen for whitened features; the shifts of plain ones follow the batch
+(`stego_core.loss.shifts`). No label is looked at.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from stego_core.neighbors.search import NONE
 from stego_core.training.views import FeatureSource
 
 KINDS = ("self", "knn", "random")
-# Share of the random pairs of points that attract each other (ADR 0009 has the trials): of whitened
-# features, and of plain ones.
-ATTRACTED, ATTRACTED_PLAIN = 0.03, 0.28
+# Share of the random pairs of points that attract each other (ADR 0009 has the trials).
+ATTRACTED = 0.03
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 VIEWS = 96
 _GRID = 8  # points along each axis: as many pairs as matter for a quantile, at little cost
@@ -52,7 +51,6 @@ def calibrate(
     *,
     seed: int,
     shifts: dict[str, float] | None = None,
-    is_whitened: bool = True,
 ) -> Calibration:
     """Measure the correspondences of the views and choose the shifts.
 
@@ -61,7 +59,6 @@ def calibrate(
         neighbors_VN: (V, N) views, `NONE` where there are fewer.
         seed: of the sample.
         shifts: of each kind, where they are given; they are measured, not chosen.
-        is_whitened: whether the features are.
     """
     generator = np.random.default_rng([seed, 3])
     count = min(VIEWS, len(neighbors_VN))
@@ -75,8 +72,7 @@ def calibrate(
         for kind, other in zip(KINDS, (own, near, own[partners]), strict=True)
     }
     if shifts is None:
-        attracted = ATTRACTED if is_whitened else ATTRACTED_PLAIN
-        shifts = dict.fromkeys(KINDS, round(_quantile(ordered["random"], 1 - attracted), 4))
+        shifts = dict.fromkeys(KINDS, round(_quantile(ordered["random"], 1 - ATTRACTED), 4))
     return Calibration(
         shifts=shifts,
         means={kind: round(float(values.mean()), 4) for kind, values in ordered.items()},

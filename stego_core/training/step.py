@@ -21,7 +21,7 @@ from stego_core.loss.local_positives import mix_neighbors
 from stego_core.loss.points import PointRows, locate, sample_rows
 from stego_core.loss.reconstruction import reconstruction_loss
 from stego_core.loss.salience import one_hot_labels, salient_points
-from stego_core.loss.shifts import adaptive_shift
+from stego_core.loss.shifts import adaptive_shift, is_adaptive
 from stego_core.loss.smooth import (
     PROTOTYPE_DECAY,
     assign_softly,
@@ -106,6 +106,7 @@ class Trainable(nn.Module):
         self.concepts = None if concepts is None else ConceptEnergy(self.head, concepts)
         self._loss, self._compat, self._num_classes = job.loss, job.compat, num_classes
         self._shifts, self._alpha = shifts, job.clusters.alpha
+        self._is_adaptive = is_adaptive(job.loss, job.head)
 
     @property
     def final_head(self) -> Head:
@@ -289,7 +290,7 @@ class Trainable(nn.Module):
         )
         shared = means if self._compat.worker_mean else mean_over_workers(means)
         shift: float | Tensor = self._shifts.get(kind, pair.shift)
-        if config.shifts == "adaptive":
+        if self._is_adaptive:
             shift = adaptive_shift(kind, *shared)
         centring: Any = {"pointwise": config.pointwise, "global_mean": shared[0]}
         if self.teacher is not None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from reference import options_reference as reference
 
+from stego_core.config.method import HeadConfig, LossConfig
 from stego_core.loss.correspondence import correspondence_mean
-from stego_core.loss.shifts import adaptive_shift
+from stego_core.loss.shifts import adaptive_shift, is_adaptive
 
 
 def maps(channels, *, seed):
@@ -32,3 +33,16 @@ def test_numbers_that_can_be_checked_in_the_head():
 def test_the_shift_sends_no_gradient_to_the_code():
     code = torch.tensor(0.5, requires_grad=True)
     assert not adaptive_shift("random", torch.tensor(0.3), code).requires_grad
+
+
+def test_automatic_shifts_follow_the_batch_where_nothing_is_whitened():
+    found = {
+        (mode, whiten): is_adaptive(LossConfig(shifts=mode), HeadConfig(whiten=whiten))
+        for mode in ("auto", "fixed", "adaptive")
+        for whiten in (0, 64)
+    }
+    assert [key for key, value in found.items() if value] == [
+        ("auto", 0),
+        ("adaptive", 0),
+        ("adaptive", 64),
+    ]

@@ -37,15 +37,14 @@ def test_neighbours_are_told_from_random_pairs():
     assert found.means["random"] < 0.3
 
 
-@pytest.mark.parametrize(("is_whitened", "share"), [(True, 0.03), (False, 0.28)])
-def test_a_share_of_the_random_pairs_lies_above_the_shift(is_whitened, share):
+def test_three_in_a_hundred_random_pairs_lie_above_the_shift():
     maps = torch.from_numpy(random_maps(90, height=4, width=4)).float()
-    found = calibrate(FakeFeatures(maps), ring_neighbors(90), seed=0, is_whitened=is_whitened)
+    found = calibrate(FakeFeatures(maps), ring_neighbors(90), seed=0)
     # The partners are drawn: other random pairs have nearly the same distribution.
     values = correspondence(maps, maps.roll(7, 0))
     above = (values > found.shifts["random"]).float().mean().item()
-    assert above == pytest.approx(share, abs=0.01)
-    assert found.attracted["random"] == pytest.approx(share, abs=0.001)
+    assert above == pytest.approx(0.03, abs=0.005)
+    assert found.attracted["random"] == pytest.approx(0.03, abs=0.001)
     assert len(set(found.shifts.values())) == 1
     for quantiles in found.quantiles.values():
         assert quantiles == sorted(quantiles)

@@ -119,8 +119,11 @@ def test_the_average_does_not_change_the_training_and_becomes_the_model():
 
 
 @pytest.mark.parametrize("kind", ["self", "knn", "random"])
-def test_the_losses_with_adaptive_shifts_are_those_of_the_formula(kind):
-    job = train_job(loss={"shifts": "adaptive", "negatives": 1, "stabilize": True})
+@pytest.mark.parametrize(("shifts", "whiten"), [("adaptive", 4), ("auto", 0)])
+def test_the_losses_with_adaptive_shifts_are_those_of_the_formula(kind, shifts, whiten):
+    job = train_job(
+        loss={"shifts": shifts, "negatives": 1, "stabilize": True}, head={"whiten": whiten}
+    )
     model, batch = model_of(job), batch_of(job)
     own, near, random = sampled(model, batch)
     (f1, c1), (f2, c2) = own, {"self": own, "knn": near, "random": random}[kind]
