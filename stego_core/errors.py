@@ -81,6 +81,7 @@ class ImageProblem(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_LONG_SIDE = "too_long_side"
     TOO_SMALL = "too_small"
+    BAD_NAME = "bad_name"
     READ_DENIED = "read_denied"
     READ_FAILED = "read_failed"
     VANISHED = "vanished"

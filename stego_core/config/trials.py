@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from stego_core.config.diagnose import flatten
 from stego_core.config.load import fingerprint, to_dict, validate
+from stego_core.config.method import settled_shifts
 from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob, TuneJob
 from stego_core.config.space import Axis, nest, read_space
@@ -115,7 +116,9 @@ def _seeded(
     for number in range(seeds):
         tree = _laid_over(start, nest(values)) | {"seed": job.seed + number}
         training = validate(TrainJob, tree)
-        record = {k: v for k, v in to_dict(training).items() if k not in _PASSING}
+        loss = replace(training.loss, shifts=settled_shifts(training.loss, training.head))
+        settled = to_dict(replace(training, loss=loss))
+        record = {k: v for k, v in settled.items() if k not in _PASSING}
         scored = {"predict": to_dict(job.predict), "split": job.tune.split}
         stops = [list(job.tune.rungs), job.tune.keep, job.tune.criterion] if job.tune.rungs else []
         key = fingerprint(record, scored, stops)

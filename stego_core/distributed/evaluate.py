@@ -59,10 +59,12 @@ def plan_evaluate(job: EvaluateJob) -> list[str]:
 
 
 def _plan_time(job: EvaluateJob, folder: str, num_images: int) -> list[str]:
-    backbone = json.loads(fs.read_bytes(fs.join(folder, "model.json"))).get("backbone")
-    stored = ", less where features are stored" if job.store.uri else ""
+    try:
+        backbone = json.loads(fs.read_bytes(fs.join(folder, "model.json"))).get("backbone")
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/model.json can't be read: {error}") from error
     lines = predicting_time(job, backbone, num_images) if backbone else []
-    return [f"{line}{stored}" for line in lines]
+    return [*lines, *(["... less where features are stored"] if lines and job.store.uri else [])]
 
 
 def _plan_store(job: EvaluateJob, folder: str, num_images: int) -> str:

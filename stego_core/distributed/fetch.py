@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import random
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,9 @@ from stego_core.images.geometry import fit_grid, resize_image
 from stego_core.images.views import cut_view, view_count
 from stego_core.storage import fs
 from stego_core.storage.manifest import Manifest
+from stego_core.storage.walk import is_readable_name
 
-_ESCAPED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # of a name that is not UTF-8
+_NOT_THERE = {ImageProblem.VANISHED.value, ImageProblem.BAD_NAME.value}
 _SECOND_LOOK_S = 1.0  # after which a listed image that is not there is asked for once more
 _THREADS = 8  # reads wait for the network; decoding releases the interpreter lock
 
@@ -88,7 +88,7 @@ def fetch_unit(
 
         with ThreadPoolExecutor(_THREADS) as pool:
             fetched = list(pool.map(lambda row: _fetch_image(row, limits, in_time), images))
-    if all(found["status"] == ImageProblem.VANISHED for found in fetched):
+    if {found["status"] for found in fetched} <= _NOT_THERE:
         _require_folder(root)
     for name, kind in _COLUMNS:
         rows = rows.append_column(name, pa.array([f.get(name) for f in fetched], kind))
@@ -153,8 +153,8 @@ def read_or_reason(uri: str, *, is_listed: bool = True) -> bytes | ImageFailure:
             time.sleep(random.uniform(_SECOND_LOOK_S / 2, _SECOND_LOOK_S))
             return fs.read_bytes(uri)
     except FileNotFoundError:
-        if fs.is_local(uri) and _ESCAPED_BYTE.search(uri):
-            return ImageFailure(ImageProblem.READ_FAILED, "its name is not UTF-8: rename it")
+        if not is_readable_name(uri):
+            return ImageFailure(ImageProblem.BAD_NAME, "its name is not UTF-8: rename it")
         return ImageFailure(ImageProblem.VANISHED, "listed, but gone when it was read")
     except PermissionError:
         return ImageFailure(ImageProblem.READ_DENIED, "no permission to read it")

@@ -76,8 +76,8 @@ class Mined:
     backbone: BackboneConfig
 
 
-def plan_mine(job: MineJob) -> list[str]:
-    """Return what a run would do, one line each, without touching anything."""
+def plan_mine(job: MineJob, *, shared: str | None = None) -> list[str]:
+    """Return what a run would do, one line each, touching nothing (`shared`: see `mine`)."""
     record = find_backbone(job.backbone.name)
     lines = [f"run directory: {job.out}", f"backbone: {record.timm_name} ({record.licence})"]
     root = resolve_demo(job.data.root, write=False)
@@ -99,7 +99,7 @@ def plan_mine(job: MineJob) -> list[str]:
         what = f"mine: refused without --overwrite, other than what is there: {', '.join(keys)}"
     elif not keys and run.read_json("mine.json"):
         what = MINE_AGAIN if job.retry else MINE_REUSE
-    elif is_stored and (problem := lacking_room(run.path("features"), size)):
+    elif is_stored and (problem := lacking_room(shared or run.path("features"), size)):
         what = f"mine: {problem}"
     return [
         *lines,
@@ -138,12 +138,14 @@ def mine(
     lease: Lease,
     *,
     shared: str | None = None,
+    retried: set[str] | None = None,
 ) -> Mined:
     """Embed all views and find their neighbours; reuse what an earlier run left.
 
     `source` is what `find_images` returned. Results lie below a key of all that determines them, so
     a stale one is never reused. Features go to the folder `shared`, if given, from which none is
-    deleted: minings that differ in their search only have them in common.
+    deleted: minings that differ in their search only have them in common, and name those in
+    `retried` whose failed images have been looked at again already.
 
     Raises:
         InputError: if no image is usable.
@@ -153,7 +155,7 @@ def mine(
         ClusterError: if another job has taken over the lease of the run directory.
     """
     dataset, files = source
-    run.refuse_outputs("metrics.json", "fingerprint.json")
+    run.refuse_outputs("metrics.json", "fingerprint.json", "trials.parquet", "mined")
     check_data(run, job.data, dataset, files, job.limits)
     backbone = find_backbone(job.backbone.name)
     # Asked before hours of embedding: whether FAISS is there, if it is wanted.
@@ -172,7 +174,7 @@ def mine(
     manifest_uri = fs.join(store, "manifest.parquet")
     manifest = write_manifest(manifest_uri, files, unit_images=_unit_images(job))
     mined = Mined(dataset, manifest, store, is_stored, key, weights, job.backbone)
-    if job.retry:
+    if job.retry and store not in (retried or ()):
         forget_failures(store, manifest)
     _embed(job, run, mined, lease)
     views = read_views(store, manifest.num_units)

@@ -79,7 +79,12 @@ def replace_others(
                 "give another --out, or --overwrite"
             )
         fs.delete(run.path("mine.json"))  # else a run that dies in between would be refused
-    for name in fs.list_names(run.path("features")):
-        if name != key and _KEY.fullmatch(name):  # anything else is not of this project
+    drop_stores(run.path("features"), keep={key})
+
+
+def drop_stores(folder: str, *, keep: set[str]) -> None:
+    """Delete the features in a folder whose keys are none of these."""
+    for name in fs.list_names(folder):
+        if name not in keep and _KEY.fullmatch(name):  # anything else is not of this project
             logger.info("the settings or images have changed: dropping features/%s", name)
-            fs.delete(run.path("features", name))
+            fs.delete(fs.join(folder, name))

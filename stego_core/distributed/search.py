@@ -29,7 +29,7 @@ from stego_core.distributed.search_stages import (
     write,
 )
 from stego_core.errors import ClusterError
-from stego_core.neighbors.faiss_index import train_index, training_rows
+from stego_core.neighbors.faiss_index import code_bytes, train_index, training_rows
 from stego_core.neighbors.plan import QUERY_BLOCK, SearchPlan, plan_search
 from stego_core.neighbors.recall import recall, sample_views
 from stego_core.neighbors.table import is_part
@@ -77,7 +77,8 @@ def search_neighbors(job: MineJob, run: RunDirectory, views: Views, *, key: str)
     plan = plan_search(job.neighbors, *views.embeddings.shape)
     seed = job.seed if plan.method in ("ivf-flat", "ivf-pq") else None
     options = (search_settings(job.neighbors), job.compat.skip_first_neighbor, seed)
-    search_key = fingerprint(key, *options)
+    codes = [code_bytes(views.embeddings.shape[1])] if plan.method == "ivf-pq" else []
+    search_key = fingerprint(key, *options, *codes)
     current = run.read_json("neighbors/key.json") or {}
     if current.get("key") == search_key:
         return dict(current["search"])

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from stego_core.config.method import settled_shifts
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.mine import Mined
 from stego_core.distributed.stream import StreamSettings
 from stego_core.distributed.stream_reads import ViewImages
 from stego_core.errors import SchemaError
 from stego_core.images.views import ViewCutter
-from stego_core.loss.shifts import is_adaptive
 from stego_core.model.backbone import load_backbone
 from stego_core.model.checkpoint import load_tensors
 from stego_core.model.consistency import SMOOTHING, consistent_projection
@@ -81,7 +81,7 @@ def training_data(
     given = {kind: getattr(job.loss, kind).shift for kind in KINDS}
     is_fixed = job.loss.shifts == "fixed"
     calibration = calibrate(seen, neighbors, seed=job.seed, shifts=given if is_fixed else None)
-    mode = "adaptive" if is_adaptive(job.loss, job.head) else job.loss.shifts
+    mode = settled_shifts(job.loss, job.head)
     context.event("calibration", mode=mode, **asdict(calibration))
     return TrainData(
         features=features,

@@ -1,4 +1,4 @@
-"""Studies on Ray Tune: mine once for each mining setting, train every trial, tell what mattered."""
+"""Studies on Ray Tune: each feature is computed once, then all trials are trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from ray import tune
-from ray.tune.callback import Callback
 
 from stego_core.config.load import dump_toml
 from stego_core.config.schema import DataConfig, TuneJob
@@ -23,10 +22,12 @@ from stego_core.distributed.cluster import connect, plan_actors
 from stego_core.distributed.data import check_data, plan_check, select_images
 from stego_core.distributed.labelled import LabelledStore, store_labelled
 from stego_core.distributed.mine import Mined, find_images, mine, plan_mine
+from stego_core.distributed.mine_record import drop_stores
 from stego_core.distributed.rungs import Ladder, RungScheduler
 from stego_core.distributed.tune_trial import (
     FINISHED,
     Study,
+    TrialCounter,
     end_trial,
     mining_uri,
     run_trial,
@@ -49,6 +50,7 @@ from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+_STORES = "features"  # of all minings of a study
 _TRIAL_FAILURES = 2  # of a worker that dies; an error of ours is a result
 # Where nothing has been measured yet: a trial on two cores of a CPU (docs/sensitivity.md).
 _STEP_S, _TRIAL_S = 0.09, 15.0
@@ -65,7 +67,9 @@ def plan_tune(job: TuneJob) -> list[str]:
     seconds = _estimate(left, list(records.values())) / job.tune.parallel
     measured = "from the trials done" if records else "a guess for two CPUs"
     return [
-        *plan_mine(replace(job, out=mining_uri(job.out, trials[0].job))),
+        *plan_mine(
+            replace(job, out=mining_uri(job.out, trials[0].job)), shared=fs.join(job.out, _STORES)
+        ),
         *(f"varies: {axis.path}: {_shown(axis, job)}" for axis in axes),
         f"trials: {len(trials)} of {settings} settings, {len(records)} done, "
         f"{job.tune.parallel} at a time",
@@ -141,23 +145,24 @@ def _prepare(
     lease: Lease,
 ) -> Study:
     """Mine and store whatever the trials need, each thing once."""
-    features = fs.join(job.out, "features")
+    features = fs.join(job.out, _STORES)
     mined: dict[str, Mined] = {}
     stores: dict[str, LabelledStore] = {}
     for trial in trials:
         key = mining_key(trial.job)
         if key not in mined:
             run.status("running", stage="mine")
-            uri = mining_uri(job.out, trial.job)
-            training = replace(trial.job, out=uri, workers=job.workers)
+            at = RunDirectory(mining_uri(job.out, trial.job), job="tune")
+            training = replace(trial.job, out=at.uri, workers=job.workers)
             images = source if trial.job.data == job.data else find_images(trial.job)
-            at = RunDirectory(uri, job="tune")
-            mined[key] = mine(training, at, images, lease, shared=features)
+            retried = {one.store_uri for one in mined.values()}
+            mined[key] = mine(training, at, images, lease, shared=features, retried=retried)
             if labelled is not None:
                 run.status("running", stage="labels")
                 alike = replace(trial.job, backbone=mined[key].backbone)
                 sha256 = mined[key].weights.sha256
                 stores[key] = store_labelled(job, alike, labelled, weights_sha256=sha256)
+    drop_stores(features, keep={one.store_uri.rpartition("/")[2] for one in mined.values()})
     actors = plan_actors(job.tune.parallel)
     return Study(
         uri=job.out,
@@ -190,29 +195,6 @@ def _current(records: dict[str, dict[str, Any]], study: Study) -> dict[str, dict
         for k, r in records.items()
         if (r["features"], r.get("labels")) == (study.mined[k].key, study.label_key(k))
     }
-
-
-class _Counter(Callback):  # type: ignore[misc]
-    """Tells of each trial that ends."""
-
-    def __init__(self, run: RunDirectory, total: int) -> None:
-        self._run, self._total, self._done = run, total, 0
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Log the trial and add it to the events."""
-        self._done += 1
-        record = json.loads((trial.last_result or {}).get("record", "{}"))
-        status, found = record.get("status"), record.get("criteria", {}) | record.get("scores", {})
-        self._run.event("tune/trial", trial=record.get("key"), status=status, **found)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
-        logger.info(
-            "trial %d/%d  %s  %.0f s  %s",
-            self._done,
-            self._total,
-            status,
-            record.get("seconds", 0.0),
-            shown or record.get("error") or "",
-        )
 
 
 def _run_trials(
@@ -248,7 +230,7 @@ def _run_trials(
             storage_filesystem=filesystem,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_TRIAL_FAILURES),
-            callbacks=[_Counter(run, len(left))],
+            callbacks=[TrialCounter(run, len(left))],
         ),
     )
     try:

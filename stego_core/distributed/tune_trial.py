@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from ray import tune
+from ray.tune.callback import Callback
 
 from stego_core.config.load import fingerprint
 from stego_core.config.schema import DataConfig, TrainJob
@@ -30,6 +31,7 @@ from stego_core.metrics.scores import score_clusters, scored_classes
 from stego_core.model.segmenter import save_segmenter
 from stego_core.storage import fs
 from stego_core.storage.feature_store import read_views
+from stego_core.storage.run import RunDirectory
 from stego_core.training.choose import with_cluster_count
 from stego_core.training.fit import fit
 from stego_core.training.loop import train
@@ -201,6 +203,29 @@ def _run(study: Study, trial: Trial, record: dict[str, Any], started_s: float) -
             classes = scored_classes(study.data, counts, num_named=study.num_named)
             found = score_clusters(counts, classes=classes)
             record["scores"] = {"miou": round(found.miou, 4), "accuracy": round(found.accuracy, 4)}
+
+
+class TrialCounter(Callback):  # type: ignore[misc]
+    """Tells of each trial that ends."""
+
+    def __init__(self, run: RunDirectory, total: int) -> None:
+        self._run, self._total, self._done = run, total, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Log the trial and add it to the events."""
+        self._done += 1
+        record = json.loads((trial.last_result or {}).get("record", "{}"))
+        status, found = record.get("status"), record.get("criteria", {}) | record.get("scores", {})
+        self._run.event("tune/trial", trial=record.get("key"), status=status, **found)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+        logger.info(
+            "trial %d/%d  %s  %.0f s  %s",
+            self._done,
+            self._total,
+            status,
+            record.get("seconds", 0.0),
+            shown or record.get("error") or "",
+        )
 
 
 def mining_uri(study_uri: str, job: TrainJob) -> str:

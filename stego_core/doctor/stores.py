@@ -15,6 +15,7 @@ from uuid import uuid4
 from stego_core.doctor.findings import Finding, State
 from stego_core.errors import ConfigError, InputError
 from stego_core.storage import fs
+from stego_core.storage.walk import is_readable_name
 
 _HEAD_TIMEOUT_S = 10.0
 # S3 refuses requests that are signed a quarter of an hour off.
@@ -28,7 +29,8 @@ def check_input(uri: str) -> Iterator[Finding]:
         InputError: if it can't be listed, or nobody answers where its store should be.
     """
     _require_answer(uri)
-    first = next(iter(fs.list_files(uri)), None)
+    files = (file for file in fs.list_files(uri) if is_readable_name(file.uri))
+    first = next(files, None)
     if first is None:
         advice = "give a folder or URI with images"
         yield Finding("input", State.FAIL, f"{uri} holds no file", advice, InputError.exit_code)

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stego_core.config.method import HeadConfig, LossConfig
-
 # The constant of EAGLE's published code: random pairs are pushed apart harder than others.
 _RANDOM_FACTOR = 3.5
-
-
-def is_adaptive(loss: LossConfig, head: HeadConfig) -> bool:
-    """Tell whether shifts follow the batch: on request, and by `auto` where nothing is whitened.
-
-    The correspondences of plain features differ from those of whitened ones, for which the measured
-    shift was made (docs/adr/0009-automatic-shifts.md has the trials).
-    """
-    return loss.shifts == "adaptive" or (loss.shifts == "auto" and not head.whiten)
 
 
 def adaptive_shift(kind: str, feature_mean: Tensor, code_mean: Tensor) -> Tensor:

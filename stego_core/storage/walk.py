@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from stego_core.storage.uris import (
 logger = logging.getLogger(__name__)
 
 _NAMED_LINKS = 5
+_ESCAPED = re.compile(r"\\x[89a-f][0-9a-f]")  # a byte of a name that is not UTF-8
 _LIST_ATTEMPTS = 12  # of a page of a listing
 _GOOGLE_FIELDS = "items(name,size,generation),nextPageToken"
 # Of a file that is gone since it was listed, or a link to nothing or to itself.
@@ -122,11 +124,13 @@ def _warn_of_links(folder: str, names: list[str], numbers: Iterator[int]) -> Non
     links = [path for name in names if (path := Path(folder, name)).is_symlink()]
     for link, number in zip(links, numbers, strict=False):
         if number < _NAMED_LINKS:
-            logger.warning("%s is a link to a folder: what is there is left out", link)
+            name = escaped(str(link))
+            logger.warning("%s is a link to a folder: what is there is left out", name)
 
 
 def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename} can't be listed ({error.strerror}): allow it, or move it")
+    name = escaped(str(error.filename))
+    raise InputError(f"{name} can't be listed ({error.strerror}): allow it, or move it")
 
 
 def escaped(name: str) -> str:
@@ -136,6 +140,11 @@ def escaped(name: str) -> str:
     caf\xe9.jpg café.jpg
     """
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def is_readable_name(uri: str) -> bool:
+    """Tell whether a listed file has the name that `list_files` gave it (see `escaped`)."""
+    return not (is_local(uri) and _ESCAPED.search(uri) and not local_path(uri).exists())
 
 
 def _list_s3(uri: str) -> Iterator[ListedFile]:

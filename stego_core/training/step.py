@@ -6,13 +6,13 @@ h w grid, S x S sampled points, R random partners.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stego_core.config.method import PairConfig
+from stego_core.config.method import PairConfig, settled_shifts
 from stego_core.config.schema import TrainJob
 from stego_core.loss.alignment import alignment_loss
 from stego_core.loss.correspondence import correspondence_loss, correspondence_mean
@@ -21,7 +21,7 @@ from stego_core.loss.local_positives import mix_neighbors
 from stego_core.loss.points import PointRows, locate, sample_rows
 from stego_core.loss.reconstruction import reconstruction_loss
 from stego_core.loss.salience import one_hot_labels, salient_points
-from stego_core.loss.shifts import adaptive_shift, is_adaptive
+from stego_core.loss.shifts import adaptive_shift
 from stego_core.loss.smooth import (
     PROTOTYPE_DECAY,
     assign_softly,
@@ -82,7 +82,7 @@ class Trainable(nn.Module):
         concepts: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.whitening = whitening
+        self.whitening, self._num_classes = whitening, num_classes
         # Its own generator state, so that what ran before can't change the initial weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
@@ -104,9 +104,8 @@ class Trainable(nn.Module):
             self.teacher = MovingAverage(self.cluster_probe, PROTOTYPE_DECAY)
         assert (job.loss.energy == "concept") == (concepts is not None)  # noqa: S101 - of our own
         self.concepts = None if concepts is None else ConceptEnergy(self.head, concepts)
-        self._loss, self._compat, self._num_classes = job.loss, job.compat, num_classes
-        self._shifts, self._alpha = shifts, job.clusters.alpha
-        self._is_adaptive = is_adaptive(job.loss, job.head)
+        self._loss = replace(job.loss, shifts=settled_shifts(job.loss, job.head))
+        self._compat, self._shifts, self._alpha = job.compat, shifts, job.clusters.alpha
 
     @property
     def final_head(self) -> Head:
@@ -290,7 +289,7 @@ class Trainable(nn.Module):
         )
         shared = means if self._compat.worker_mean else mean_over_workers(means)
         shift: float | Tensor = self._shifts.get(kind, pair.shift)
-        if self._is_adaptive:
+        if config.shifts == "adaptive":
             shift = adaptive_shift(kind, *shared)
         centring: Any = {"pointwise": config.pointwise, "global_mean": shared[0]}
         if self.teacher is not None:

@@ -17,7 +17,7 @@ from PIL import Image
 from stego_core.config.load import load_job
 from stego_core.config.predict import LabelMapConfig
 from stego_core.config.schema import BackboneConfig, EvaluateJob, HeadConfig, SegmentJob
-from stego_core.distributed import segment
+from stego_core.distributed import evaluate_stages, segment
 from stego_core.distributed.evaluate_stages import EvaluateWorker
 from stego_core.distributed.segment_finish import masks_rows
 from stego_core.distributed.segment_stages import SegmentWorker
@@ -101,14 +101,16 @@ def test_masks_are_the_same(model: str, mask_size: str) -> None:
         assert [row[name] for row in rows["beside"]] == [row[name] for row in rows["cpu"]]
 
 
-def test_scores_are_the_same(model: str) -> None:
-    counts = {}
+def test_scores_are_the_same(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, refine = {}, evaluate_stages.refine
     for name, crf, predict in (
         ("none", False, CPU),
         ("cpu", True, CPU),
         ("beside", True, BESIDE),
     ):
         job = EvaluateJob(crf=crf, predict=predict)
+        later = pytest.fail if name == "beside" else refine
+        monkeypatch.setattr(evaluate_stages, "refine", later)
         receipt = EvaluateWorker(model=model, job=job, **COMMON)(0, unit())["receipt"][0].as_py()
         counts[name] = json.loads(receipt)["confusion"]
     assert set(counts["cpu"]) == {"cluster", "baseline_kmeans", "linear"}

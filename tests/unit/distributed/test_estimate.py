@@ -114,7 +114,7 @@ def test_the_plan_of_an_evaluation_says_what_becomes_of_features_and_how_long_it
     # 3 images of 140 pixels a side, 140 s each.
     time = "time of the backbone: about 7 min on the CPU of this machine"
     assert time in lines()
-    assert f"{time}, less where features are stored" in lines("--store.uri", "f")
+    assert "... less where features are stored" in lines("--store.uri", "f")
     assert last_line() == "features: not stored (store.uri)"
     # 3 images of 10 x 10 tokens, two blocks of 384 channels, 4 bytes each: 921 600 bytes.
     assert last_line("--store.uri", "s3://b/f") == (

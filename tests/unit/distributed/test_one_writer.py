@@ -141,7 +141,9 @@ def test_what_was_mined_from_other_images_or_settings_is_named(tmp_path):
     assert differing_keys(run, told(stored=False), "0") == []
 
 
-@pytest.mark.parametrize(("name", "job"), [("metrics.json", "mine"), ("mine.json", "evaluate")])
+@pytest.mark.parametrize(
+    ("name", "job"), [("metrics.json", "mine"), ("mined", "mine"), ("mine.json", "evaluate")]
+)
 def test_a_job_does_not_write_into_the_output_of_another(name, job, root, tmp_path):
     out = write_tree(tmp_path / "out", {name: b"{}"})
     run = RunDirectory(str(out), job=job)

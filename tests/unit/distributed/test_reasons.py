@@ -57,7 +57,7 @@ def test_each_reason_has_a_file_that_ends_so(tmp_path):
         assert row["status"] == name
         assert (row["detail"] is None) == (row["pixels"] is not None) == (name == "ok")
     processes = {ImageProblem.CRASHED.value, ImageProblem.TIMED_OUT.value}  # test_isolate.py
-    elsewhere = {ImageProblem.READ_DENIED.value, *processes}
+    elsewhere = {ImageProblem.READ_DENIED.value, ImageProblem.BAD_NAME.value, *processes}
     assert found.keys() == {problem.value for problem in ImageProblem} - elsewhere
 
 
@@ -72,7 +72,7 @@ def test_a_picture_whose_name_no_table_can_hold_is_one_row(tmp_path):
     rows = fetch_unit(0, manifest=manifest, prepare=prepare, limits=LIMITS).to_pylist()
     assert {(Path(row["image_uri"]).name, row["status"], row["detail"]) for row in rows} == {
         ("café.png", "ok", None),
-        ("caf\\xe9.png", "read_failed", "its name is not UTF-8: rename it"),
+        ("caf\\xe9.png", "bad_name", "its name is not UTF-8: rename it"),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from factories import picture, png_bytes, write_tree
 
+from stego_core.config.method import HeadConfig, LossConfig, Shifts
 from stego_core.config.schema import DataConfig, TrainJob, ViewConfig
 from stego_core.datasets.directory import open_dataset
 from stego_core.distributed import train
@@ -43,6 +44,15 @@ def test_a_plan_reuses_the_model_of_features_that_are_reused(
     assert train.plan_train(job)[-1].startswith(says)
     # Views are of the features, not of what the model's own record has.
     assert train._settings(replace(job, views=ViewConfig(crops="five"))) == train._settings(job)
+
+
+def test_automatic_shifts_are_kept_apart_by_what_they_come_to() -> None:
+    def settings(shifts: Shifts, whiten: int) -> object:
+        job = TrainJob(loss=LossConfig(shifts=shifts), head=HeadConfig(whiten=whiten))
+        return train._settings(job)
+
+    assert settings("auto", 0) == settings("adaptive", 0)
+    assert settings("auto", 64) != settings("adaptive", 64)
 
 
 def test_a_plan_sees_that_labels_have_changed(

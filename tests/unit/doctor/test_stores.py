@@ -42,6 +42,12 @@ def test_the_first_file_of_an_input_is_read(tmp_path):
     assert "a/1.jpg read, 5 bytes" in finding.found
 
 
+def test_a_file_whose_name_is_not_utf8_is_passed_over(tmp_path):
+    (tmp_path / os.fsdecode(b"a\xe9.jpg")).write_bytes(b"1")
+    (tmp_path / "b.jpg").write_bytes(b"12")
+    assert "b.jpg read, 2 bytes" in one(check_input, str(tmp_path)).found
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "a file", "foo://x"])
 def test_an_input_with_nothing_to_read_fails_with_code_3(kind, tmp_path):
     path = tmp_path / "in"

@@ -156,10 +156,3 @@ def test_arithmetic_is_chosen_for_the_products_alone(monkeypatch, precision, ins
     run(ROWS["clustered"], 5, precision)
     assert {*seen} == {inside}
     assert [one.fp32_precision for one in settings] == before
-
-
-def test_tf32_keeps_all_of_a_product_of_bf16_values():
-    # What a GPU makes of values that hold bf16: ten bits of fraction are kept of each.
-    values = torch.randn(999, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-    bits = values.view(torch.int32)
-    assert torch.equal((bits >> 13) << 13, bits)
