@@ -1,6 +1,9 @@
 """The masks of the worst images of an evaluation, as one figure: docs/results.md.
 
     python -m benchmarks.failures --masks runs/msrc-masks --metrics runs/msrc-eval --to worst.svg
+        [--names building grass tree ...]
+
+Names are those of the class ids from 0 on, where the data set has no `classes.txt`.
 
 Masks alone, in the colours of their clusters: pictures and labels of the data sets are others'.
 With the pictures at hand `report.py --metrics` shows more.
@@ -72,10 +75,12 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--names", nargs="*", default=[])
     found = parser.parse_args()
     rows = pq.read_table(found.metrics / "metrics" / "images.parquet").to_pylist()
     told = json.loads((found.metrics / "protocol.json").read_text())
     names = dict(zip(told["classes"], told["class_names"], strict=True))
+    names |= dict(enumerate(found.names))
     found.to.write_text(figure(rows, read_masks(found.masks), names))
 
 
