@@ -199,11 +199,7 @@ def predict(
     embeddings = views * costs.dim * 4.0
     unit_tables = 2 * embeddings  # with class tokens
     neighbors = views * costs.neighbors * 13.0  # id, crop, score; not compressed
-    # A pile that is smaller than that is under way as a whole.
-    in_flight = costs.pixel_bytes * min(views, cluster.accelerators * _IN_FLIGHT * _UNIT_VIEWS)
-    # The driver holds what unit tables hold; every node sees all embeddings as queries.
-    memory = cluster.accelerators * costs.actor_bytes + in_flight + unit_tables
-    memory += cluster.nodes * (costs.base_bytes + embeddings)
+    in_flight, memory = mining_memory(cluster, costs, views)
     hourly = cluster.accelerators * cluster.accelerator_price + cluster.cpus * cluster.cpu_price
     segment_s, segment_bottleneck = segmentation_time(cluster, costs)
     return Prediction(
@@ -230,6 +226,16 @@ def predict(
         mask_bytes=cluster.images * costs.mask_bytes,
         segment_price=segment_s / 3600 * hourly,
     )
+
+
+def mining_memory(cluster: Cluster, costs: Costs, views: int) -> tuple[float, float]:
+    """Return the bytes of pixels under way, and those of all processes on all nodes together."""
+    embeddings = views * costs.dim * 4.0
+    # A pile that is smaller than that is under way as a whole.
+    in_flight = costs.pixel_bytes * min(views, cluster.accelerators * _IN_FLIGHT * _UNIT_VIEWS)
+    # The driver holds what unit tables hold, class tokens too; every node sees all embeddings.
+    memory = cluster.accelerators * costs.actor_bytes + in_flight + 2 * embeddings
+    return in_flight, memory + cluster.nodes * (costs.base_bytes + embeddings)
 
 
 def segmentation_time(cluster: Cluster, costs: Costs) -> tuple[float, str]:

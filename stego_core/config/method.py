@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -57,9 +57,6 @@ class PairConfig(Strict):
     `loss.shifts` is `fixed`."""
 
 
-Shifts = Literal["auto", "fixed", "adaptive"]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig(Strict):
     """The correspondence loss (paper, section 3)."""
@@ -68,7 +65,7 @@ class LossConfig(Strict):
     """What pairs of points pay for: `correspondence` compares codes, as the paper does; `smooth`
     compares their soft assignments to prototypes, as SmooSeg does, and needs no neighbours;
     `concept` has no pairs, but contrasts codes by the concepts of their features, as CAUSE does."""
-    shifts: Shifts = "auto"
+    shifts: Literal["auto", "fixed", "adaptive"] = "auto"
     """`auto` sets one shift for all kinds of pairs, from correspondences measured on the views,
     and is `adaptive` with `head.whiten = 0`; `fixed` uses the numbers given for each kind;
     `adaptive` computes a shift for each kind in each step from the mean correspondences of
@@ -183,10 +180,11 @@ class ClustersConfig(Strict):
         return self.total * self.over
 
 
-def settled_shifts(loss: LossConfig, head: HeadConfig) -> Shifts:
-    """Return how shifts are found: `auto` is `adaptive` where nothing is whitened.
+def settled_loss(loss: LossConfig, head: HeadConfig) -> LossConfig:
+    """Return the loss with `shifts` as they are found: `auto` is `adaptive` with plain features.
 
     The correspondences of plain features differ from those of whitened ones, for which the measured
     shift was made (docs/adr/0009-automatic-shifts.md has the trials).
     """
-    return "adaptive" if loss.shifts == "auto" and not head.whiten else loss.shifts
+    is_plain = loss.shifts == "auto" and not head.whiten
+    return replace(loss, shifts="adaptive") if is_plain else loss

@@ -11,7 +11,7 @@ import numpy as np
 
 from stego_core.config.diagnose import flatten
 from stego_core.config.load import fingerprint, to_dict, validate
-from stego_core.config.method import settled_shifts
+from stego_core.config.method import settled_loss
 from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob, TuneJob
 from stego_core.config.space import Axis, nest, read_space
@@ -116,8 +116,7 @@ def _seeded(
     for number in range(seeds):
         tree = _laid_over(start, nest(values)) | {"seed": job.seed + number}
         training = validate(TrainJob, tree)
-        loss = replace(training.loss, shifts=settled_shifts(training.loss, training.head))
-        settled = to_dict(replace(training, loss=loss))
+        settled = to_dict(replace(training, loss=settled_loss(training.loss, training.head)))
         record = {k: v for k, v in settled.items() if k not in _PASSING}
         scored = {"predict": to_dict(job.predict), "split": job.tune.split}
         stops = [list(job.tune.rungs), job.tune.keep, job.tune.criterion] if job.tune.rungs else []

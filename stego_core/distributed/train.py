@@ -14,7 +14,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stego_core.config.load import fingerprint, to_dict
-from stego_core.config.method import settled_shifts
+from stego_core.config.method import settled_loss
 from stego_core.config.neighbors import search_settings
 from stego_core.config.schema import TrainJob
 from stego_core.datasets.demo import resolve_demo
@@ -129,8 +129,7 @@ def _labels_digest(dataset: Dataset) -> str | None:
 
 def _settings(job: TrainJob) -> dict[str, Any]:
     """Return what determines the model beside the mined features; not the number of workers."""
-    loss = replace(job.loss, shifts=settled_shifts(job.loss, job.head))
-    values = to_dict(replace(job, loss=loss))
+    values = to_dict(replace(job, loss=settled_loss(job.loss, job.head)))
     names = ("seed", "head", "loss", "train", "clusters", "compat")
     neighbors = {"used": job.neighbors.used} | search_settings(job.neighbors)
     return {name: values[name] for name in names} | {"neighbors": neighbors}

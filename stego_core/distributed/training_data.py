@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stego_core.config.method import settled_shifts
+from stego_core.config.method import settled_loss
 from stego_core.config.schema import TrainJob
 from stego_core.distributed.mine import Mined
 from stego_core.distributed.stream import StreamSettings
@@ -81,7 +81,7 @@ def training_data(
     given = {kind: getattr(job.loss, kind).shift for kind in KINDS}
     is_fixed = job.loss.shifts == "fixed"
     calibration = calibrate(seen, neighbors, seed=job.seed, shifts=given if is_fixed else None)
-    mode = settled_shifts(job.loss, job.head)
+    mode = settled_loss(job.loss, job.head).shifts
     context.event("calibration", mode=mode, **asdict(calibration))
     return TrainData(
         features=features,

@@ -6,13 +6,13 @@ h w grid, S x S sampled points, R random partners.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stego_core.config.method import PairConfig, settled_shifts
+from stego_core.config.method import PairConfig, settled_loss
 from stego_core.config.schema import TrainJob
 from stego_core.loss.alignment import alignment_loss
 from stego_core.loss.correspondence import correspondence_loss, correspondence_mean
@@ -104,7 +104,7 @@ class Trainable(nn.Module):
             self.teacher = MovingAverage(self.cluster_probe, PROTOTYPE_DECAY)
         assert (job.loss.energy == "concept") == (concepts is not None)  # noqa: S101 - of our own
         self.concepts = None if concepts is None else ConceptEnergy(self.head, concepts)
-        self._loss = replace(job.loss, shifts=settled_shifts(job.loss, job.head))
+        self._loss = settled_loss(job.loss, job.head)
         self._compat, self._shifts, self._alpha = job.compat, shifts, job.clusters.alpha
 
     @property

@@ -16,9 +16,9 @@ SPACE = "[space]\nhead.dim = [3, 8]\ntrain.head_lr = [1e-3, 1e-2]\n"
 TUNE = [*TRAIN, "--predict.resolution", "96", "--tune.sampler", "grid", "--tune.seeds", "1"]
 
 
-def study(tmp_path: Path, data: Path, *flags: str) -> list[str]:
+def study(tmp_path: Path, data: Path, *flags: str, space: str = SPACE) -> list[str]:
     config = tmp_path / "space.toml"
-    config.write_text(SPACE)
+    config.write_text(space)
     return ["tune.py", "--config", str(config), "--data.root", str(data), *TUNE, *flags]
 
 
@@ -131,11 +131,9 @@ def test_settings_of_the_search_share_features(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
-    config = tmp_path / "space.toml"
-    config.write_text("[space]\nneighbors.exclude_own = [false]\n")
-    flags = ["--config", str(config), "--data.root", str(data), "--out", str(out), *TUNE]
-    flags += ["--tune.sampler", "one-at-a-time", "--views.crops", "five", "--data.limit", "6"]
-    done = cluster.run("tune.py", *flags)
+    flags = ["--tune.sampler", "one-at-a-time", "--views.crops", "five", "--data.limit", "6"]
+    space = "[space]\nneighbors.exclude_own = [false]\n"
+    done = cluster.run(*study(tmp_path, data, "--out", str(out), *flags, space=space))
     assert done.stderr.count("features: reused") == 1
     assert len(list((out / "features").iterdir())) == 1
     folders = sorted((out / "mined").iterdir())

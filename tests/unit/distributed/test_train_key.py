@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import picture, png_bytes, write_tree
 
-from stego_core.config.method import HeadConfig, LossConfig, Shifts
+from stego_core.config.method import HeadConfig, LossConfig
 from stego_core.config.schema import DataConfig, TrainJob, ViewConfig
 from stego_core.datasets.directory import open_dataset
 from stego_core.distributed import train
@@ -47,7 +48,7 @@ def test_a_plan_reuses_the_model_of_features_that_are_reused(
 
 
 def test_automatic_shifts_are_kept_apart_by_what_they_come_to() -> None:
-    def settings(shifts: Shifts, whiten: int) -> object:
+    def settings(shifts: Any, whiten: int) -> object:
         job = TrainJob(loss=LossConfig(shifts=shifts), head=HeadConfig(whiten=whiten))
         return train._settings(job)
 

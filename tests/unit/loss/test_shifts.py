@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import options_reference as reference
 
-from stego_core.config.method import HeadConfig, LossConfig, settled_shifts
+from stego_core.config.method import HeadConfig, LossConfig, settled_loss
 from stego_core.loss.correspondence import correspondence_mean
 from stego_core.loss.shifts import adaptive_shift
 
@@ -37,7 +37,7 @@ def test_the_shift_sends_no_gradient_to_the_code():
 
 def test_automatic_shifts_follow_the_batch_where_nothing_is_whitened():
     found = {
-        (mode, whiten): settled_shifts(LossConfig(shifts=mode), HeadConfig(whiten=whiten))
+        (mode, whiten): settled_loss(LossConfig(shifts=mode), HeadConfig(whiten=whiten)).shifts
         for mode in ("auto", "fixed", "adaptive")
         for whiten in (0, 64)
     }
