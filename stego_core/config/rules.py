@@ -7,8 +7,8 @@ from functools import reduce
 from typing import Any, cast
 
 from stego_core.config.diagnose import flatten, holds_credentials, show
-from stego_core.config.schema import Job, TrainJob
-from stego_core.config.space import space_problems
+from stego_core.config.schema import Job
+from stego_core.config.space import space_problems, study_settings
 
 
 def clashes(job: Job) -> list[str]:
@@ -39,7 +39,7 @@ def clashes(job: Job) -> list[str]:
     if value.get("backbone.feature") == "blocks" and not value["backbone.blocks"]:
         clash("backbone.blocks", rule="must name a block when backbone.feature is blocks")
     if "space" in value:
-        lines += space_problems(value["space"], flatten(TrainJob))
+        lines += space_problems(value["space"], study_settings())
     return lines + _check_options(value)
 
 

@@ -14,15 +14,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-from stego_core.config.diagnose import read_table, show
+from stego_core.config.diagnose import flatten, read_table, show
+from stego_core.config.schema import TuneJob
 
 if TYPE_CHECKING:
     import numpy as np
 
-# What a study can't vary: where things lie, how they run, and the data it is a study of.
+# What a study can't vary: where things lie, how they run, and the data it is a study of. Scores
+# are of the best cluster of each pixel, which no sharpness of probabilities changes.
 _FIXED = (
-    *("out", "workers", "min_workers", "dry_run", "debug", "max_failed", "retry"),
+    *("out", "workers", "min_workers", "dry_run", "debug", "max_failed", "retry", "overwrite"),
     *("data.root", "data.split"),
+    *("predict.batch", "predict.alpha", "predict.shard_batches", "predict.unit_images"),
 )
 _OWN = {"seed": "seeds are given by tune.seeds"}
 _RANGE_KEYS = {"low", "high", "log"}
@@ -69,14 +72,23 @@ class Axis:
         return round(value) if self.is_integer else float(f"{value:.6g}")
 
 
+def study_settings() -> dict[str, Any]:
+    """Return what a study may name in its space: dotted path to annotation (see `flatten`)."""
+    return {
+        path: annotation
+        for path, annotation in flatten(TuneJob).items()
+        if path.partition(".")[0] not in ("tune", "space")
+    }
+
+
 def read_space(
     space: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[list[Axis], list[str]]:
-    """Read a space against the flattened schema of a training.
+    """Read a space against the settings that a study may name.
 
     Args:
         space: nested tables or quoted dotted keys, as TOML gives them.
-        settings: dotted path to annotation (see `diagnose.flatten`).
+        settings: of `study_settings`.
 
     Returns:
         The axes that are right, in the table's order, and one line for each problem.

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from stego_core.config.diagnose import flatten
 from stego_core.config.load import fingerprint, to_dict, validate
 from stego_core.config.method import settled_loss
 from stego_core.config.neighbors import search_settings
-from stego_core.config.schema import TrainJob, TuneJob
-from stego_core.config.space import Axis, nest, read_space
+from stego_core.config.schema import PredictConfig, TrainJob, TuneJob
+from stego_core.config.space import Axis, nest, read_space, study_settings
 from stego_core.errors import ConfigError
 
 ONE_AT_A_TIME, RANDOM, GRID = "one-at-a-time", "random", "grid"
@@ -33,6 +32,7 @@ class Trial:
         seed: of the training.
         samplers: which samplers made it.
         job: the training; its `out` is the study's.
+        predict: how images become label maps when the training is scored.
         key: fingerprint of everything that determines the result but the data's content.
     """
 
@@ -40,6 +40,7 @@ class Trial:
     seed: int
     samplers: tuple[str, ...]
     job: TrainJob
+    predict: PredictConfig
     key: str
 
     @property
@@ -57,7 +58,7 @@ def make_trials(job: TuneJob) -> tuple[list[Axis], list[Trial]]:
     Raises:
         ConfigError: one line for each problem of the space and of the settings that it makes.
     """
-    axes, problems = read_space(job.space, flatten(TrainJob))
+    axes, problems = read_space(job.space, study_settings())
     if not axes and not problems:
         problems = ["space: nothing varies; give a table [space] in a --config file"]
     if job.clusters.count == 0 and "clusters.count" not in {axis.path for axis in axes}:
@@ -67,8 +68,7 @@ def make_trials(job: TuneJob) -> tuple[list[Axis], list[Trial]]:
         )
     if problems:
         raise ConfigError(*problems)
-    base = {part.name: getattr(job, part.name) for part in fields(TrainJob)}
-    start = to_dict(base)
+    start = to_dict(_training(job) | {"predict": job.predict})
     settings: dict[str, tuple[dict[str, Any], list[str]]] = {}
     # In one order, however they are named: the job's own setting comes first.
     for sampler in (name for name in _SAMPLERS if name in job.tune.sampler):
@@ -115,14 +115,21 @@ def _seeded(
     seeds = job.tune.draw_seeds if samplers == (RANDOM,) else job.tune.seeds
     for number in range(seeds):
         tree = _laid_over(start, nest(values)) | {"seed": job.seed + number}
-        training = validate(TrainJob, tree)
+        checked = validate(TuneJob, tree)
+        training = TrainJob(**_training(checked))
         settled = to_dict(replace(training, loss=settled_loss(training.loss, training.head)))
         record = {k: v for k, v in settled.items() if k not in _PASSING}
-        scored = {"predict": to_dict(job.predict), "split": job.tune.split}
+        scored = {"predict": to_dict(checked.predict), "split": job.tune.split}
         stops = [list(job.tune.rungs), job.tune.keep, job.tune.criterion] if job.tune.rungs else []
         key = fingerprint(record, scored, stops)
-        made.append(Trial(values, job.seed + number, samplers, training, key))
+        seed = job.seed + number
+        made.append(Trial(values, seed, samplers, training, checked.predict, key))
     return made
+
+
+def _training(job: TuneJob) -> dict[str, Any]:
+    """Return the settings of a study's trainings."""
+    return {part.name: getattr(job, part.name) for part in fields(TrainJob)}
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from stego_core.config.load import dump_toml
-from stego_core.config.schema import DataConfig, TuneJob
+from stego_core.config.schema import DataConfig, PredictConfig, TuneJob
 from stego_core.config.space import Axis
 from stego_core.config.trials import Trial, make_trials, mining_key
 from stego_core.datasets.demo import DEMO
@@ -147,7 +147,7 @@ def _prepare(
     """Mine and store whatever the trials need, each thing once."""
     features = fs.join(job.out, _STORES)
     mined: dict[str, Mined] = {}
-    stores: dict[str, LabelledStore] = {}
+    stores: dict[tuple[str, PredictConfig], LabelledStore] = {}
     for trial in trials:
         key = mining_key(trial.job)
         if key not in mined:
@@ -157,18 +157,22 @@ def _prepare(
             images = source if trial.job.data == job.data else find_images(trial.job)
             retried = {one.store_uri for one in mined.values()}
             mined[key] = mine(training, at, images, lease, shared=features, retried=retried)
-            if labelled is not None:
-                run.status("running", stage="labels")
-                alike = replace(trial.job, backbone=mined[key].backbone)
-                sha256 = mined[key].weights.sha256
-                stores[key] = store_labelled(job, alike, labelled, weights_sha256=sha256)
+        if labelled is not None and (key, trial.predict) not in stores:
+            run.status("running", stage="labels")
+            alike = replace(trial.job, backbone=mined[key].backbone)
+            stores[key, trial.predict] = store_labelled(
+                replace(job, predict=trial.predict),
+                alike,
+                labelled,
+                weights_sha256=mined[key].weights.sha256,
+            )
     drop_stores(features, keep={one.store_uri.rpartition("/")[2] for one in mined.values()})
     actors = plan_actors(job.tune.parallel)
     return Study(
         uri=job.out,
         trials={trial.key: trial for trial in trials},
         mined={trial.key: mined[mining_key(trial.job)] for trial in trials},
-        labelled={t.key: stores[mining_key(t.job)] for t in trials} if labelled else {},
+        labelled={t.key: stores[mining_key(t.job), t.predict] for t in trials} if labelled else {},
         data=job.data,
         num_named=len(labelled[0].class_names) if labelled else 0,
         criterion=job.tune.criterion,

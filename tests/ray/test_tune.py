@@ -127,12 +127,12 @@ def test_a_mistake_in_the_space_is_told_and_leaves_nothing(
     assert not out.exists()
 
 
-def test_settings_of_the_search_share_features(
+def test_settings_of_the_search_and_of_prediction_share_features(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
     flags = ["--tune.sampler", "one-at-a-time", "--views.crops", "five", "--data.limit", "6"]
-    space = "[space]\nneighbors.exclude_own = [false]\n"
+    space = "[space]\nneighbors.exclude_own = [false]\npredict.resolution = [128]\n"
     done = cluster.run(*study(tmp_path, data, "--out", str(out), *flags, space=space))
     assert done.stderr.count("features: reused") == 1
     assert len(list((out / "features").iterdir())) == 1
@@ -140,7 +140,11 @@ def test_settings_of_the_search_share_features(
     assert len(folders) == 2
     assert not any((folder / "features").exists() for folder in folders)
     rows = pq.read_table(out / "trials.parquet").to_pylist()
-    assert {(row["neighbors.exclude_own"], row["status"]) for row in rows} == {
-        (True, "finished"),
-        (False, "finished"),
-    }
+    assert {row["status"] for row in rows} == {"finished"}
+    found = {(row["neighbors.exclude_own"], row["predict.resolution"]): row for row in rows}
+    assert {*found} == {(True, 96), (False, 96), (True, 128)}
+    # The same model, seen at two sizes.
+    one, other = found[True, 96], found[True, 128]
+    assert one["agreement"] == other["agreement"]
+    assert one["miou"] != other["miou"]
+    assert len(list((out / "labelled").iterdir())) == 2

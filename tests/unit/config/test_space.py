@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from stego_core.config.diagnose import flatten
 from stego_core.config.load import dump_toml, load_job, validate
-from stego_core.config.schema import TrainJob, TuneJob
-from stego_core.config.space import Axis, read_space
+from stego_core.config.schema import TuneJob
+from stego_core.config.space import Axis, read_space, study_settings
 from stego_core.config.trials import make_trials, mining_key
 from stego_core.errors import ConfigError
 
-SETTINGS = flatten(TrainJob)
+SETTINGS = study_settings()
 
 
 def study(space, **tune):
@@ -57,6 +56,8 @@ loss.negatives = [5, 5]
 seed = [1, 2]
 out = ["a"]
 loss.knn = [1]
+predict.alpha = [1.0]
+tune.seeds = [2]
 """
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text, "--tune.seeds", "0")
@@ -75,6 +76,8 @@ loss.knn = [1]
         "space.seed": "seeds are given by tune.seeds",
         "space.out": "a study keeps this setting",
         "space.loss.knn": "is a table",
+        "space.predict.alpha": "a study keeps this setting",
+        "tune": "unknown",
     }
     for start, rest in wanted.items():
         assert any(line.startswith(start) and rest in line for line in lines), (start, lines)
@@ -178,6 +181,15 @@ def test_trials_share_a_mining_unless_it_would_differ():
     assert minings({"views.resolution": [112, 320]}) == 2
     assert minings({"backbone.feature": ["last", "key"], "neighbors.exclude_own": [False]}) == 3
     assert minings({"compat.mining_dropout": [True]}) == 3  # its draws follow the seed
+
+
+def test_the_size_at_prediction_varies_without_another_mining():
+    _, trials = make_trials(study({"predict.resolution": [160, 320]}, seeds=1))
+    assert [trial.predict.resolution for trial in trials] == [320, 160]
+    assert len({trial.key for trial in trials}) == 2
+    assert len({mining_key(trial.job) for trial in trials}) == 1
+    with pytest.raises(ConfigError, match=r"predict\.resolution = 8: must be at least 16"):
+        make_trials(study({"predict.resolution": [8]}))
 
 
 def test_a_grid_that_can_never_end_is_refused():
