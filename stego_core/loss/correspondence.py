@@ -156,13 +156,13 @@ def correspondence_loss(
         target = correspondence(features_a, features_b)
         if pointwise:
             target = centre(target, global_mean)
-        target = target - shift
+        penalty = target.neg_().add_(shift)  # in place: these tensors are most of a step's time
     similarity = correspondence(code_a, code_b)
     if zero_clamp:
-        similarity = similarity.clamp(min=0)
+        similarity = F.relu(similarity)
     if stabilize:
         similarity = similarity.clamp(max=_STABLE_MAX)
-    return -similarity * target
+    return similarity * penalty
 
 
 def derangement(count: int, generator: torch.Generator) -> Tensor:

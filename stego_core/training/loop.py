@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stego_core.config.schema import TrainJob
 from stego_core.model.whitening import Whitening
+from stego_core.training.kept import SeenFeatures
 from stego_core.training.optional import draw_optional, needs_labels, read_optional
 from stego_core.training.sampler import StepReads, draw_step
 from stego_core.training.state import Optimizers, load_state, save_state
@@ -107,6 +108,7 @@ def train(
     if folder is not None:
         first = int(load_state(folder, model, optimizers)["step"])
         context.event("train/resumed", step=first, workers=context.num_workers)
+    seen = SeenFeatures(data.features, model.whiten, device=device)
     # Only the head and the probes are synchronised; the backbone is frozen and not even here.
     module: nn.Module = model
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -118,11 +120,11 @@ def train(
         if visit is not None and step % every == 0:
             visit(step, model)
         if step == first or step % every == 0:
-            _expect(job, data, step, context)
+            _expect(job, seen, data, step, context)
         if step == job.train.reset_probes_at:
             model.reset_probes(_reset_seed(job.seed))
             optimizers.reset_probes()
-        batch = _batch(job, data, step, context, device)
+        batch = _batch(job, seen, data, step, context, device=device)
         losses: dict[str, Tensor] = module(batch)
         draws = batch.draws
         del batch  # its features must be gone before those of the next one are read
@@ -161,11 +163,13 @@ def new_model(job: TrainJob, data: TrainData) -> Trainable:
     )
 
 
-def _expect(job: TrainJob, data: TrainData, step: int, context: TrainContext) -> None:
+def _expect(
+    job: TrainJob, seen: SeenFeatures, data: TrainData, step: int, context: TrainContext
+) -> None:
     """Announce the reads of the steps up to the next checkpoint, where a visit reads others."""
     every = job.train.checkpoint_every
     end = min(job.train.steps, step - step % every + every)
-    data.features.expect(StepReads(job, step, end, _rows(job, context), data.neighbors))
+    seen.expect(StepReads(job, step, end, _rows(job, context), data.neighbors))
 
 
 def _rows(job: TrainJob, context: TrainContext) -> slice:
@@ -175,7 +179,13 @@ def _rows(job: TrainJob, context: TrainContext) -> slice:
 
 
 def _batch(
-    job: TrainJob, data: TrainData, step: int, context: TrainContext, device: str
+    job: TrainJob,
+    seen: SeenFeatures,
+    data: TrainData,
+    step: int,
+    context: TrainContext,
+    *,
+    device: str,
 ) -> StepBatch:
     draws = draw_step(job, step, neighbors_VN=data.neighbors, channels=data.channels)
     rows = _rows(job, context)
@@ -194,8 +204,8 @@ def _batch(
     )
     return StepBatch(
         # In the order of `StepReads`: a source may compute ahead in it.
-        anchor=data.features.read(draws.anchors[rows]).to(device),
-        neighbor=data.features.read(draws.neighbors[rows]).to(device),
+        anchor=seen.read(draws.anchors[rows]),
+        neighbor=seen.read(draws.neighbors[rows]),
         draws=draws,
         rows=rows,
         labels=labels,

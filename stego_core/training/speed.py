@@ -29,7 +29,8 @@ _SHIFT = 0.3  # any; the sums are the same
 def seconds_per_step(job: TrainJob, *, width: int, grid: int) -> float | None:
     """Return what a step takes on one thread, as a worker has it, measured on noise.
 
-    Reading features is not part of it, nor is what needs images or labels.
+    Whitening is part of it, as of views that are read for the first time. Reading features is not,
+    nor is what needs images or labels.
 
     Args:
         job: the settings.
@@ -72,7 +73,9 @@ def seconds_per_step(job: TrainJob, *, width: int, grid: int) -> float | None:
     for step in range(_STEPS):
         started_s = time.process_time()
         draws = draw_step(job, step, neighbors_VN=neighbors_VN, channels=channels)
-        batch = StepBatch(maps[0], maps[1], draws, slice(0, job.train.batch), None)
+        with torch.no_grad():
+            anchor, neighbor = (model.whiten(one) for one in maps)
+        batch = StepBatch(anchor, neighbor, draws, slice(0, job.train.batch), None)
         losses = model(batch)
         optimizers.zero_grad()
         torch.autograd.backward(losses["total"])

@@ -1,7 +1,7 @@
 """One training step: the trained modules, and from a batch to its losses.
 
-Legend: b views of this worker, B of the whole batch, C feature channels, K code channels,
-h w grid, S x S sampled points, R random partners.
+Legend: b views of this worker, B of the whole batch, C channels of the features that teacher and
+head see, K code channels, h w grid, S x S sampled points, R random partners.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class StepBatch:
     """This worker's share of a batch.
 
     Attributes:
-        anchor: (b, C, h, w) features.
-        neighbor: (b, C, h, w) features.
+        anchor: (b, C, h, w) features, whitened if there is a whitening.
+        neighbor: (b, C, h, w), the same.
         draws: of the whole batch.
         rows: this worker's rows of the draws.
         labels: (b, P) int64 and their points (b, P, 2), or None without labels.
@@ -150,8 +150,8 @@ class Trainable(nn.Module):
             smoothness energy has no `knn`; the concept energy has `concept` in place of pairs.
         """
         draws, rows = batch.draws, batch.rows
-        keep = draws.keep[:, :, rows].to(batch.anchor)
-        anchor, neighbor = self.whiten(batch.anchor), self.whiten(batch.neighbor)
+        anchor, neighbor = batch.anchor, batch.neighbor
+        keep = draws.keep[:, :, rows].to(anchor)
         code = self.head(anchor, (keep[0, 0], keep[0, 1]))
         has_knn = self._loss.energy == "correspondence"
         codes = (code, self.head(neighbor, (keep[1, 0], keep[1, 1])) if has_knn else None)
