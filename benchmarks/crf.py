@@ -39,7 +39,7 @@ from stego_core.model.kmeans import spherical_kmeans
 from stego_core.model.segmenter import Segmenter, load_segmenter
 from stego_core.storage.manifest import list_images
 
-CLUSTERS, RESOLUTION, TIMED, SCORED, EXACTLY = 27, 320, 8, 120, 40
+CLUSTERS, RESOLUTION, TIMED, SCORED, EXACTLY = 27, 320, 8, 60, 20
 EXACT = "exact"
 _Item = TypeVar("_Item")
 _PER_IMAGE = 200  # tokens that k-means sees

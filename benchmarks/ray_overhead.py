@@ -22,6 +22,7 @@ from stego_core.distributed.cluster import ActorPlan, connect
 from stego_core.distributed.units import Stage
 
 _IMAGES = 200
+_REPEATS = 2  # at most: each takes a minute
 _UNITS_AT_A_TIME = 2
 
 
@@ -65,7 +66,7 @@ def measure(options: Options) -> list[Row]:
         few = gather(options.images, 8, folder)
         without_ray(few, options.model, f"{folder}/warm-local")
         run_segment(segment_job(few, options.model, f"{folder}/warm-ray"))
-        for repeat in range(options.repeats):
+        for repeat in range(min(options.repeats, _REPEATS)):
             out = f"{folder}/local-{repeat}"
             local_s.append(seconds(lambda out=out: without_ray(images, options.model, out)))
             job = segment_job(images, options.model, f"{folder}/ray-{repeat}")

@@ -1,13 +1,14 @@
 """Images per second of segment_bucket beside the bare backbone, and of two actors beside one.
 
 Bare: the same backbone, precision and cores on tensors that were decoded and resized beforehand,
-nothing else, a batch per thread, in batches of 8 as the job or of 4, whichever is faster. The job's
-rate is given twice: the steady one, between the first and the last round of work units
+nothing else, a batch per thread, in batches of 8 as the job or of 4, whichever is faster at first.
+The job's rate is given twice: the steady one, between the first and the last round of work units
 (`segment/done` in events.jsonl), and that of the whole process, from the start of Python to
 its end. Both take turns on the same images.
 
-One and two actors have one thread each and the same number of work units each, so each count of
-actors runs as long as the other; the bare loop on one and on two threads stands beside them.
+One and two actors have one thread each and the same number of work units each, of half the usual
+size, so each count of actors runs as long as the other; the bare loop on one and on two threads
+stands beside them.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from benchmarks.segmentation import (
     run_segment,
     segment_job,
 )
+from stego_core.config.schema import LabelMapConfig
 from stego_core.distributed.cluster import ActorPlan, connect
 from stego_core.model.segmenter import load_segmenter
 
-_IMAGES, _IMAGES_PER_ACTOR = 768, 384  # 24 work units, 12 for each actor
+_IMAGES = 512  # 16 work units
+_IMAGES_PER_ACTOR, _ACTORS_UNIT = 192, 16  # 12 work units
 _BARE_IMAGES, _ONE_THREAD_IMAGES = 256, 64
 _REPEATS = 2  # at most
 _BATCHES = (8, 4)
@@ -44,16 +47,20 @@ class _Bare:
     def __init__(self, model: str, images: str) -> None:
         self._segmenter = load_segmenter(model)
         self.precision = self._segmenter.backbone.precision
-        self._layouts = [prepared_batches(images, self._segmenter, size) for size in _BATCHES]
-        backbone_rate(self._segmenter, self._layouts[0][:2], CORES)  # warm
+        self._layouts = {size: prepared_batches(images, self._segmenter, size) for size in _BATCHES}
+        self._faster: dict[int, int] = {}  # batch size by number of threads
+        backbone_rate(self._segmenter, self._layouts[_BATCHES[0]][:2], CORES)  # warm
 
     def rate(self, threads: int, count: int) -> float:
         """Return the images per second of the faster layout, `count` images for each thread."""
-        rates = []
-        for layout, size in zip(self._layouts, _BATCHES, strict=True):
+        sizes = [self._faster[threads]] if threads in self._faster else _BATCHES
+        rates = {}
+        for size in sizes:
+            layout = self._layouts[size]
             batches = layout[:: max(1, len(layout) * size // count)]  # of all shapes
-            rates.append(backbone_rate(self._segmenter, batches * threads, threads))
-        return max(rates)
+            rates[size] = backbone_rate(self._segmenter, batches * threads, threads)
+        self._faster[threads] = max(rates, key=lambda size: rates[size])
+        return rates[self._faster[threads]]
 
 
 def measure(options: Options) -> list[Row]:
@@ -61,10 +68,10 @@ def measure(options: Options) -> list[Row]:
     model, repeats = options.model, min(options.repeats, _REPEATS)
     with tempfile.TemporaryDirectory() as folder:
         images = gather(options.images, _IMAGES, folder)
-        some = gather(options.images, _IMAGES_PER_ACTOR, folder)
-        bare = _Bare(model, some)
+        inputs = {n: gather(options.images, n * _IMAGES_PER_ACTOR, folder) for n in (1, 2)}
+        bare = _Bare(model, inputs[2])
         rows = _beside_bare(model, images, folder, bare, repeats=repeats)
-        return [*rows, _two_actors(model, {1: some, 2: images}, folder, bare, repeats=repeats)]
+        return [*rows, _two_actors(model, inputs, folder, bare, repeats=repeats)]
 
 
 def _beside_bare(model: str, images: str, folder: str, bare: _Bare, *, repeats: int) -> list[Row]:
@@ -132,7 +139,9 @@ def _two_actors(
             rates["steady"].append([])
             for count, images in inputs.items():
                 plan = ActorPlan(count, num_cpus=free / 2 - 0.01, num_gpus=0, threads=1)
-                job = segment_job(images, model, f"{folder}/actors-{repeat}-{count}")
+                out = f"{folder}/actors-{repeat}-{count}"
+                predict = LabelMapConfig(unit_images=_ACTORS_UNIT)
+                job = segment_job(images, model, out, predict=predict)
                 rates["steady"][-1].append(float(run_segment(job, plan)["steady_images_per_s"]))
     ratios = {name: [two / one for one, two in pairs] for name, pairs in rates.items()}
     return Row(
@@ -142,6 +151,7 @@ def _two_actors(
         ratios["steady"],
         facts={
             "images_per_actor": _IMAGES_PER_ACTOR,
+            "images_per_unit": _ACTORS_UNIT,
             "steady_images_per_s": rates["steady"],
             "bare_images_per_s_of_one_and_two_threads": rates["bare"],
         },

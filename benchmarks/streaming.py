@@ -33,6 +33,7 @@ from stego_core.training.sampler import draw_step
 from stego_core.training.views import FromBackbone, FromStore, view_side
 
 _LOCAL_STEPS, _STREAMED_STEPS = 3, 12
+_REPEATS = 2  # at most: each takes a minute
 _FIRST_STEPS = 4  # of the stream: what was computed ahead is used up
 
 
@@ -93,7 +94,7 @@ def measure(options: Options) -> list[Row]:
     with connect():
         plan: StreamPlan = plan_stream(1)
         settings = _settings(job, views, uris, store_files)
-        for _ in range(options.repeats):
+        for _ in range(min(options.repeats, _REPEATS)):
             local_rates.append(images_per_s(job, replace(base, features=local), _LOCAL_STEPS, 1))
             with StreamedFeatures(settings, plan, steps=32) as streamed:
                 shares.append(_same(streamed, stored, job, base))
