@@ -13,6 +13,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from stego_core import log
 from stego_core.config.load import fingerprint, to_dict
 from stego_core.config.method import settled_loss
 from stego_core.config.neighbors import search_settings
@@ -25,6 +26,7 @@ from stego_core.distributed.selection import Candidates, Fitted, refined
 from stego_core.distributed.stream import StreamedFeatures
 from stego_core.distributed.stream_plan import plan_stream
 from stego_core.distributed.train_context import RayContext
+from stego_core.distributed.train_progress import follow
 from stego_core.distributed.training_data import (
     local_features,
     stream_settings,
@@ -178,7 +180,8 @@ def _run_workers(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) ->
         _StoreAwayError: if the workers were not started for it.
     """
     try:
-        _trainer(job, run, mined, key=key).fit()
+        with follow(run, job.train.steps):
+            _trainer(job, run, mined, key=key).fit()
     except ray.exceptions.ActorDiedError as error:
         kind = "OSError: "
         lines = [line for line in str(error).splitlines() if line.startswith(kind)]
@@ -250,6 +253,8 @@ def _worker(config: dict[str, Any]) -> None:
     mined: Mined = config["mined"]
     # More threads would add in another order: the model must not depend on the machine (ADR 34).
     torch.set_num_threads(1)
+    if job.debug:  # which is when the lines of workers are passed on
+        log.setup(debug=True)
     context = RayContext(config["run_uri"], starts_uri=config["starts_uri"])
     device = config["device"]
     folder = context.resume_folder()

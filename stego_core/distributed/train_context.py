@@ -9,6 +9,7 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint
 
+from stego_core.distributed.train_progress import events_name
 from stego_core.storage import fs
 from stego_core.storage.retry import retried
 from stego_core.storage.run import RunDirectory
@@ -24,9 +25,7 @@ class RayContext:
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         # One worker looks: an upload that a dying worker had begun may end between two looks.
         self._resume = from_first_worker(lambda: find_checkpoint(starts_uri))
-        # An object store can't append: there the driver and this process have a file each.
-        name = "events.jsonl" if fs.is_local(run_uri) else "events-train.jsonl"
-        self._run = RunDirectory(run_uri, job="train", events=name)
+        self._run = RunDirectory(run_uri, job="train", events=events_name(run_uri))
 
     def resume_folder(self) -> str | None:
         """Return the newest checkpoint of all starts that was whole when this worker started.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from stego_core.training.sampler import StepReads, draw_step
 from stego_core.training.state import Optimizers, load_state, save_state
 from stego_core.training.step import StepBatch, Trainable
 from stego_core.training.views import FeatureSource, FromBackbone, LabelSource
-
-logger = logging.getLogger(__name__)
 
 _RESET_STREAM = 6
 
@@ -135,7 +132,7 @@ def train(
         done = step + 1
         if done % job.train.log_every == 0 or done == steps:
             rate = (done - first) / (time.monotonic() - started_s)
-            _log(context, done, steps, rate, losses, draws.digest())
+            _tell(context, done, rate, losses, draws.digest())
         if done % every == 0 or done == steps:
             context.checkpoint(done, _Saver(model, optimizers, done))
     return model.eval()
@@ -218,13 +215,8 @@ def _reset_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, _RESET_STREAM]).generate_state(1)[0])
 
 
-def _log(
-    context: TrainContext,
-    step: int,
-    steps: int,
-    rate: float,
-    losses: dict[str, Tensor],
-    batch: str,
+def _tell(
+    context: TrainContext, step: int, rate: float, losses: dict[str, Tensor], batch: str
 ) -> None:
     values = {
         key if "/" in key else f"loss/{key}": round(float(value.detach()), 6)
@@ -232,15 +224,6 @@ def _log(
     }
     values["throughput/steps_per_s"] = round(rate, 3)
     context.event("train/step", step=step, batch=batch, **values)
-    if context.rank == 0:
-        logger.info(
-            "train %d/%d  loss %.4f  %.1f steps/s  eta %.0f s",
-            step,
-            steps,
-            values["loss/total"],
-            rate,
-            (steps - step) / max(rate, 1e-9),
-        )
 
 
 class LocalContext:

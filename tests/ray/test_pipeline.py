@@ -62,7 +62,8 @@ def test_the_resolved_configuration_reproduces_the_model(
 ) -> None:
     again = tmp_path / "again"
     config = str(model / "config.resolved.toml")
-    cluster.run("train.py", "--config", config, "--out", str(again))
+    done = cluster.run("train.py", "--config", config, "--out", str(again))
+    assert "train 30/30 (100 %)" in done.stderr  # what the worker did, told by the driver
     first, second = (load_file(r / "model" / "model.safetensors") for r in (model, again))
     assert first.keys() == second.keys()
     assert all((first[key] == second[key]).all() for key in first)

@@ -43,8 +43,10 @@ def said(s3_cluster: Cluster) -> str:
     return "".join(job.stdout + job.stderr for job in jobs)
 
 
-@pytest.mark.usefixtures("said")
-def test_every_job_leaves_its_results_and_a_done_status_in_the_bucket(store: Store) -> None:
+def test_every_job_leaves_its_results_and_a_done_status_in_the_bucket(
+    store: Store, said: str
+) -> None:
+    assert "train 30/30 (100 %)" in said
     for prefix in ("run", "out", "eval", "out/report"):
         status = json.loads(store.read(f"{prefix}/status.json"))
         assert (status["state"], status["exit_code"]) == ("done", 0), prefix
