@@ -15,6 +15,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from stego_core.neighbors.faiss_index import code_bytes
+
 COSTS = Path(__file__).resolve().parent / "results" / "stage_costs.json"
 _IN_FLIGHT = 3  # units per actor: two in work, and one that is ready
 _UNIT_VIEWS = 64
@@ -217,7 +219,7 @@ def predict(
         embedding_bytes=embeddings,
         unit_table_bytes=unit_tables,
         neighbor_table_bytes=neighbors,
-        pq_index_bytes=views * (costs.dim / 8 + 8.0),
+        pq_index_bytes=views * (code_bytes(costs.dim) + 8.0),
         compute_price=(embed_s + ivf_s) / 3600 * hourly,
         storage_price_per_month=(features + unit_tables + neighbors) / 1e9 * cluster.storage_price,
         segment_s=segment_s,
