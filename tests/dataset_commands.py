@@ -30,11 +30,25 @@ def jobs_in(page: str) -> list[list[str]]:
     ]
 
 
+def jobs_in_header(path: Path) -> list[list[str]]:
+    """Return the commands that stand at the top of a preset, without `python`."""
+    text = path.read_text().partition("\n\n")[0].replace("\n# ", "\n")
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python jobs/")]
+
+
 COMMANDS = jobs_in("datasets.md")
+# Those at the top of the presets, where they are none of the page's.
+HEADERS = [
+    command
+    for path in sorted((ROOT / "configs").glob("*.toml"))
+    for command in jobs_in_header(path)
+    if "--data.root" in command and "DATA/cocostuff27" in command and command not in COMMANDS
+]
 
 
-def commands(script: str) -> list[list[str]]:
-    return [command[1:] for command in COMMANDS if command[0] == f"jobs/{script}"]
+def commands(script: str, *more: list[str]) -> list[list[str]]:
+    return [command[1:] for command in [*COMMANDS, *more] if command[0] == f"jobs/{script}"]
 
 
 def value(command: list[str], flag: str) -> str:

@@ -1,7 +1,8 @@
-"""What other programs read from a file of masks, where Ray and this package can't be imported.
+"""What other programs read from our files, where Ray and this package can't be imported.
 
-`python plain_readers.py FILE` prints JSON: for each reader that is installed, the rows in their
-order (status, label map, pixels of all clusters), and which modules of Ray and ours came in.
+`python plain_readers.py FILE` of masks prints JSON: for each reader that is installed, the rows in
+their order (status, label map, pixels of all clusters), and which modules of Ray and ours came in.
+Of several files, whatever they are of, it prints how many rows each reader finds.
 """
 
 from __future__ import annotations
@@ -85,14 +86,41 @@ READERS = {
 }
 
 
-def main(path):
+def count_rows(reader, path):
+    if reader == "pyarrow":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path).num_rows
+    if reader == "duckdb":
+        import duckdb
+
+        return len(duckdb.sql(f"select * from '{path}'").fetchall())
+    if reader == "polars":
+        import polars as pl
+
+        return len(pl.read_parquet(path))
+    if reader == "pandas":
+        import pandas as pd
+
+        return len(pd.read_parquet(path))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"HF_HOME": folder, "HF_HUB_OFFLINE": "1"}
+        from datasets import load_dataset
+
+        return load_dataset("parquet", data_files=path, split="train", cache_dir=folder).num_rows
+
+
+def main(paths):
     # Python refuses to import what is None here.
     sys.modules |= dict.fromkeys(HIDDEN)
     installed = [name for name in READERS if importlib.util.find_spec(name)]
-    found = {name: list(READERS[name](path)) for name in installed}
+    if len(paths) == 1:
+        found = {name: list(READERS[name](paths[0])) for name in installed}
+    else:
+        found = {name: [count_rows(name, path) for path in paths] for name in installed}
     came = [name for name, there in sys.modules.items() if there and name.split(".")[0] in HIDDEN]
     sys.stdout.write(json.dumps({"rows": found, "imported": came}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -86,6 +87,11 @@ def run_job(
             run(job, where)
             where.status("done", stage="end", exit_code=EXIT_OK)
             where.event("end", exit_code=EXIT_OK)
+    except BrokenPipeError as error:
+        if where is not None:
+            return _failed(error, where, prog=prog, debug=debug)
+        # Whoever reads the help or a plan has seen enough; Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as error:
         if where is None:  # --help, or a flag that ends the program
             raise

@@ -145,8 +145,8 @@ class Trainable(nn.Module):
 
         Returns:
             `total` with gradient; `self`, `knn`, `random`, `cluster`, `linear` losses, those of
-            `local`, `reconstruction`, `alignment` and `crf` whose weight isn't 0, and the mean code
-            correspondence of each kind of pair (`cd/self`, ...), the paper's collapse signal. The
+            `local`, `reconstruction`, `alignment` and `crf` whose weight isn't 0, and of each kind
+            of pair the mean `correspondence/...` of codes, the paper's collapse signal. The
             smoothness energy has no `knn`; the concept energy has `concept` in place of pairs.
         """
         draws, rows = batch.draws, batch.rows
@@ -201,10 +201,10 @@ class Trainable(nn.Module):
         code = self._compared(codes[0])
         f1, c1 = sample_rows(features[0], f_points), sample_rows(code, points)
         out = {}
-        out["self"], out["cd/self"] = self._pair("self", f1, f1, c1, c1)
+        out["self"], out["correspondence/self"] = self._pair("self", f1, f1, c1, c1)
         if codes[1] is not None:
             f2, c2 = sample_rows(features[1], f_others), sample_rows(codes[1], others)
-            out["knn"], out["cd/knn"] = self._pair("knn", f1, f2, c1, c2)
+            out["knn"], out["correspondence/knn"] = self._pair("knn", f1, f2, c1, c2)
         all_features, all_codes = gather_rows(features[0]), gather_rows(code)
         random = [
             self._pair(
@@ -216,7 +216,7 @@ class Trainable(nn.Module):
             )
             for which in partners_Rb
         ]
-        out["random"], out["cd/random"] = (
+        out["random"], out["correspondence/random"] = (
             torch.stack(values).mean() for values in zip(*random, strict=True)
         )
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import subprocess
 import zlib
@@ -220,15 +221,30 @@ def test_nothing_to_read_is_one_line_and_exit_code_3(
     assert not (tmp_path / "out" / "masks").exists()
 
 
-@pytest.mark.parametrize("root", ["missing", "foo://x"])
+@pytest.mark.parametrize("root", ["missing", "empty", "foo://x"])
 @pytest.mark.parametrize("job", JOBS[:2])
 def test_training_on_nothing_is_one_line_and_exit_code_3(
     job: str, root: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     where = replace(cluster, folder=tmp_path)
+    (tmp_path / "empty").mkdir()
     done = where.run(job, "--data.root", root, "--out", "out", *TINY, check=3)
     assert root in only_line(done)
     assert ended(tmp_path / "out") == ("failed", 3)
+
+
+@pytest.mark.parametrize("job", ["train.py", "segment_bucket.py"])
+def test_a_cluster_that_is_away_is_one_line_and_exit_code_5(
+    job: str, cluster: Cluster, model: Path, data: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    away = replace(cluster, env=cluster.env | {"RAY_ADDRESS": address})
+    source = ["--data.root", str(data), *TINY]
+    if job == "segment_bucket.py":
+        source = ["--input", str(data), "--model", str(model)]
+    assert address in one_error(away.run(job, *source, "--out", str(tmp_path / "out"), check=5))
+    assert ended(tmp_path / "out") == ("failed", 5)
 
 
 def test_evaluation_without_labels_is_one_line_and_exit_code_3(
@@ -333,7 +349,7 @@ def test_a_crf_without_its_library_is_refused_before_any_work(
     assert "stego-ray[crf]" in line
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", [*JOBS, "chaos.py"])
 def test_a_dry_run_prints_a_plan_and_leaves_nothing_behind(
     job: str, cluster: Cluster, model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -343,6 +359,7 @@ def test_a_dry_run_prints_a_plan_and_leaves_nothing_behind(
         "segment_bucket.py": ["--input", str(data), "--model", str(model), "--out", "out"],
         "evaluate.py": ["--data.root", str(data), "--model", str(model), "--out", "out"],
         "report.py": ["--masks", "out", "--model", str(model)],
+        "chaos.py": ["--out", "out"],
     }
     before = states(model, data)
     done = replace(cluster, folder=tmp_path).run(job, *flags[job], "--dry-run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def features_event(run: Path) -> dict:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_readable_elsewhere(paths: list[Path]) -> None:
+    """Every table has the same rows for each reader, where neither Ray nor we can be imported."""
+    script = Path(__file__).parents[1] / "plain_readers.py"
+    command = [sys.executable, str(script), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["imported"] == []
+    rows = [pq.read_metadata(path).num_rows for path in paths]
+    assert len(rows) >= 6  # manifest, unit tables, neighbours, quarantine, metrics
+    assert len(told["rows"]) >= 4
+    assert told["rows"] == dict.fromkeys(told["rows"], rows)
 
 
 def test_training_leaves_a_model_neighbours_and_a_record(model: Path) -> None:
@@ -136,6 +151,7 @@ def test_a_finished_segmentation_is_left_alone_and_other_settings_are_refused(
     assert status(out)["state"] == "done"
     # The settings that it left make the same masks, on a Ray of this machine's size as well.
     alone = replace(cluster, env=cluster.env | {"RAY_ADDRESS": "local"})
+    assert_readable_elsewhere([*model.rglob("*.parquet"), *out.rglob("*.parquet")])
     config, again = str(out / "config.resolved.toml"), tmp_path / "again"
     done = alone.run("segment_bucket.py", "--config", config, "--out", str(again))
     assert "started a local Ray" in done.stderr

@@ -263,7 +263,7 @@ def test_worker_mean_centres_without_asking_the_other_workers(monkeypatch, worke
     together = model(batch)
     for kind in ("self", "knn", "random"):
         # Without a clamp the loss falls by the rise of the mean times the mean code cosine.
-        fall = 0 if worker_mean else 0.5 * alone[f"cd/{kind}"]
+        fall = 0 if worker_mean else 0.5 * alone[f"correspondence/{kind}"]
         torch.testing.assert_close(together[kind], alone[kind] - fall, rtol=1e-4, atol=1e-6)
 
 

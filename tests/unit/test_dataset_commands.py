@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataset_commands import COMMANDS, commands, jobs_in, placed, prepared, value
+from dataset_commands import COMMANDS, HEADERS, commands, jobs_in, placed, prepared, value
 from lightning_files import save_checkpoint, state_dict
 from official_trees import COUNTS
 
@@ -37,7 +37,7 @@ def test_the_commands_that_prepare_work_on_a_tree_of_the_layout(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", commands("train.py"), ids=lambda c: Path(value(c, "--out")).name
+    "command", commands("train.py", *HEADERS), ids=lambda c: Path(value(c, "--out")).name
 )
 def test_the_commands_that_train_have_a_plan_on_the_prepared_tree(command, tmp_path):
     name = Path(value(command, "--data.root")).name
@@ -63,6 +63,12 @@ def test_the_rows_of_the_issue_have_their_commands():
     assert sorted(models) == sorted(outs("train.py", "import_checkpoint.py"))
 
 
+def test_each_variant_of_a_data_set_has_its_commands_in_its_preset():
+    models = {value(command, "--out") for command in HEADERS if command[0] == "jobs/train.py"}
+    variants = ("cocostuff27", "cocostuff27-october", "cocostuff27-shipped")
+    assert models >= {f"runs/{name}" for name in variants}
+
+
 def test_the_commands_of_the_released_checkpoint_are_the_same_on_all_pages():
     released = [c for c in COMMANDS if any("released" in word for word in c)]
     assert [c[0] for c in released] == ["jobs/import_checkpoint.py", "jobs/evaluate.py"]
@@ -77,7 +83,9 @@ def test_the_results_have_the_commands_of_all_published_rows():
     assert [c for c in rows if c not in there] == []
 
 
-@pytest.mark.parametrize("command", commands("evaluate.py"), ids=lambda c: value(c, "--model"))
+@pytest.mark.parametrize(
+    "command", commands("evaluate.py", *HEADERS), ids=lambda c: value(c, "--model")
+)
 def test_the_commands_that_evaluate_have_a_plan_on_the_prepared_tree(command, tmp_path):
     name = Path(value(command, "--data.root")).name
     prepared(name, tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,12 @@ def test_flags_that_are_wrong_end_a_job_with_2_and_nothing_is_touched(
 
 def test_what_a_store_refuses_is_a_setting_and_no_bug(tmp_path: Path) -> None:
     assert end(tmp_path, PermissionError("ACCESS_DENIED in bucket"), begun=True) == 2
+
+
+def test_a_reader_of_the_help_that_has_seen_enough_sees_no_error() -> None:
+    script = Path(__file__).parents[3] / "jobs" / "train.py"
+    command = [sys.executable, str(script), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, b"")

@@ -23,6 +23,7 @@ from stego_core.model import wheel
 from stego_core.model.backbone import load_backbone
 from stego_core.model.registry import find_backbone, random_state
 from stego_core.model.weights import cache_path, hub_is_reachable, resolve_weights
+from stego_core.model.wheel import UnavailableError
 
 
 @pytest.fixture
@@ -94,6 +95,36 @@ def test_without_network_and_cache_one_line_says_what_to_do(record):
     assert str(cache_path(record)) in message
     assert "HF_HUB_OFFLINE" in message
     assert "\n" not in message
+
+
+def test_what_is_near_comes_first_the_file_the_cache_the_hub_then_the_wheel(
+    record, tmp_path, monkeypatch
+):
+    asked = []
+
+    def source(name, *, there):
+        def fetch(_):
+            asked.append(name)
+            if not there:
+                raise UnavailableError(name)
+            return random_state(record), name
+
+        return fetch
+
+    monkeypatch.setattr(module, "_from_hub", source("hub", there=False))
+    monkeypatch.setattr(module, "state_of_wheel", source("wheel", there=True))
+    assert resolve_weights(record, None).source == "wheel"
+    assert asked == ["hub", "wheel"]
+    # Now there is a cached file, which nothing is asked for.
+    assert resolve_weights(record, None).source == "wheel"
+    assert asked == ["hub", "wheel"]
+    cache_path(record).unlink()
+    monkeypatch.setattr(module, "_from_hub", source("hub", there=True))
+    assert resolve_weights(record, None).source == "hub"
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(cache_path(record).read_bytes())
+    assert resolve_weights(record, str(own)).source == str(own)
+    assert asked == ["hub", "wheel", "hub"]
 
 
 def test_a_hub_that_never_answers_is_given_up_within_five_seconds(record, silent_hub):

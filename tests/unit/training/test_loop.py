@@ -67,7 +67,12 @@ def test_events_come_at_their_interval_and_at_the_end_with_all_losses(tmp_path):
     events = [event for event in context.events if event["event"] == "train/step"]
     assert [event["step"] for event in events] == [2, 4, 5]
     names = {"loss/total", "loss/self", "loss/knn", "loss/random", "loss/cluster", "loss/linear"}
-    names |= {"cd/self", "cd/knn", "cd/random", "throughput/steps_per_s"}
+    names |= {
+        "correspondence/self",
+        "correspondence/knn",
+        "correspondence/random",
+        "throughput/steps_per_s",
+    }
     assert names == set(events[0]) - {"event", "step", "batch"}
 
 

@@ -192,9 +192,13 @@ def test_what_is_logged_of_a_pair_is_the_mean_code_correspondence():
     code = model.head(batch.anchor, (draws.keep[0, 0], draws.keep[0, 1])).detach()
     points = sample_points(code, draws.coords_anchor)
     others = sample_points(code[draws.partners[0]], draws.coords_other)
-    torch.testing.assert_close(losses["cd/self"], correspondence_mean(points, points), **CLOSE)
-    torch.testing.assert_close(losses["cd/random"], correspondence_mean(points, others), **CLOSE)
-    assert not losses["cd/self"].requires_grad
+    torch.testing.assert_close(
+        losses["correspondence/self"], correspondence_mean(points, points), **CLOSE
+    )
+    torch.testing.assert_close(
+        losses["correspondence/random"], correspondence_mean(points, others), **CLOSE
+    )
+    assert not losses["correspondence/self"].requires_grad
 
 
 def test_the_linear_loss_is_part_of_the_total_and_absent_without_labels():
