@@ -1,10 +1,10 @@
 """The table of a study that changes one setting at a time: docs/results.md.
 
-    python -m benchmarks.ablation runs/ablation/msrc_v2 runs/ablation/voc12 runs/ablation/camvid
+    python -m benchmarks.ablation --kind own runs/own/msrc_v2 runs/own/voc12 runs/own/camvid
 
 Each folder is the `--out` of `jobs/tune.py`, and named after its data set. The first setting of a
-study is the job itself. Copies the tables of trials to benchmarks/results/ablation-<set>.parquet;
-given such files in place of folders, it reads those and copies nothing.
+study is the job itself. Copies the tables of trials to benchmarks/results/<kind>-<set>.parquet, with
+the `--kind` that is given; given such files in place of folders, it reads those and copies nothing.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def main() -> None:
     """Read the studies, keep their trials, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", type=Path, nargs="+")
-    tables = kept_trials("ablation", parser.parse_args().studies)
+    parser.add_argument("--kind", default="ablation", help="how the copies are named")
+    found = parser.parse_args()
+    tables = kept_trials(found.kind, found.studies)
     print(table({name: read_cells(path) for name, path in tables.items()}))
 
 
