@@ -3,8 +3,8 @@
     python -m benchmarks.ablation --kind own runs/own/msrc_v2 runs/own/voc12 runs/own/camvid
 
 Each folder is the `--out` of `jobs/tune.py`, and named after its data set. The first setting of a
-study is the job itself. Copies the tables of trials to benchmarks/results/<kind>-<set>.parquet, with
-the `--kind` that is given; given such files in place of folders, it reads those and copies nothing.
+study is the job itself. Copies the tables of trials to benchmarks/results/<kind>-<set>.parquet;
+given such files in place of folders, it reads those and copies nothing.
 """
 
 from __future__ import annotations
