@@ -1,6 +1,6 @@
 """The table of a study that changes one setting at a time: docs/results.md.
 
-    python -m benchmarks.ablation --kind own runs/own/msrc_v2 runs/own/voc12 runs/own/camvid
+    python -m benchmarks.ablation --kind own runs/ablation-own/{msrc_v2,voc12,camvid}
 
 Each folder is the `--out` of `jobs/tune.py`, and named after its data set. The first setting of a
 study is the job itself. Copies the tables of trials to benchmarks/results/<kind>-<set>.parquet;
@@ -92,7 +92,7 @@ def main() -> None:
     """Read the studies, keep their trials, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", type=Path, nargs="+")
-    parser.add_argument("--kind", default="ablation", help="how the copies are named")
+    parser.add_argument("--kind", required=True, help="how the copies are named")
     found = parser.parse_args()
     tables = kept_trials(found.kind, found.studies)
     print(table({name: read_cells(path) for name, path in tables.items()}))

@@ -38,7 +38,7 @@ def clashes(job: Job) -> list[str]:
             clash(path, rule="must be at least 16")
     if value.get("backbone.feature") == "blocks" and not value["backbone.blocks"]:
         clash("backbone.blocks", rule="must name a block when backbone.feature is blocks")
-    if "space" in value:
+    if value.get("space"):
         lines += space_problems(value["space"], study_settings())
     return lines + _check_options(value)
 

@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -74,12 +75,15 @@ def run_job(
     where: RunDirectory | None = None
     debug = False
     try:
-        job = load_job(job_type, sys.argv[1:] if argv is None else argv, prog=prog)
+        with _whoever_reads():
+            job = load_job(job_type, sys.argv[1:] if argv is None else argv, prog=prog)
         job = _with_absolute_paths(job)
         debug = job.debug
         log.setup(debug=debug)
         if job.dry_run:
-            sys.stdout.write("".join(f"{line}\n" for line in plan(job)))
+            lines = plan(job)
+            with _whoever_reads():
+                sys.stdout.write("".join(f"{line}\n" for line in lines))
         elif directory is None:
             run(job)
         else:
@@ -87,11 +91,6 @@ def run_job(
             run(job, where)
             where.status("done", stage="end", exit_code=EXIT_OK)
             where.event("end", exit_code=EXIT_OK)
-    except BrokenPipeError as error:
-        if where is not None:
-            return _failed(error, where, prog=prog, debug=debug)
-        # Whoever reads the help or a plan has seen enough; Python would flush once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as error:
         if where is None:  # --help, or a flag that ends the program
             raise
@@ -100,6 +99,20 @@ def run_job(
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, where, prog=prog, debug=debug)
     return EXIT_OK
+
+
+@contextmanager
+def _whoever_reads() -> Iterator[None]:
+    """End the program in peace if whoever reads the help or a plan has seen enough."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_OK) from None
 
 
 def _with_absolute_paths(job: JobT) -> JobT:

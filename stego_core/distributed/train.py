@@ -149,7 +149,7 @@ def _fit(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: s
         lease.check()
         before = reached
         try:
-            retried(lambda: _run_workers(job, run, mined, key=key))
+            retried(lambda: _run_workers(job, run, mined, lease, key=key))
         except _StoreAwayError as error:
             raise ClusterError(f"training failed: {error}") from error
         except ray.train.TrainingFailedError as error:
@@ -173,14 +173,14 @@ class _StoreAwayError(OSError):
     """Ray Train's controller, which looks at the store once when it starts, could not."""
 
 
-def _run_workers(job: TrainJob, run: RunDirectory, mined: Mined, *, key: str) -> None:
+def _run_workers(job: TrainJob, run: RunDirectory, mined: Mined, lease: Lease, *, key: str) -> None:
     """Run the workers to the end.
 
     Raises:
         _StoreAwayError: if the workers were not started for it.
     """
     try:
-        with follow(run, job.train.steps):
+        with follow(run, job.train.steps, lease):
             _trainer(job, run, mined, key=key).fit()
     except ray.exceptions.ActorDiedError as error:
         kind = "OSError: "

@@ -7,16 +7,18 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from stego_core.storage import fs
+from stego_core.storage.lease import Lease
 from stego_core.storage.run import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
 _LOCAL_EVERY_S, _REMOTE_EVERY_S = 1.0, 10.0  # a store is asked for the whole file
+_END_S = 5.0  # that the end of a training waits for a store that does not answer
 
 
 def events_name(run_uri: str) -> str:
@@ -28,25 +30,32 @@ def events_name(run_uri: str) -> str:
 
 
 @contextmanager
-def follow(run: RunDirectory, steps: int) -> Iterator[None]:
+def follow(run: RunDirectory, steps: int, lease: Lease) -> Iterator[None]:
     """Log how far the workers are, and keep `status.json` current, until the block is left.
+
+    Whatever goes wrong in it is left out of the log; no report may stop a training.
 
     Args:
         run: of the training; nothing else may write its status meanwhile.
         steps: of the whole training.
+        lease: of the run directory; once another job has it, nothing is told.
     """
-    told = WorkerEvents(run.uri)
     lines = TrainingLines(run, steps)
-    ended = threading.Event()
+    events = WorkerEvents(run.uri)
+    ended, failed = threading.Event(), threading.Event()
     every_s = _LOCAL_EVERY_S if fs.is_local(run.uri) else _REMOTE_EVERY_S
 
     def look() -> None:
         try:
-            lines.add(told.new())
-        except Exception as error:  # no report may ever stop a training
+            lease.check()
+            found = events.new()
+            if not failed.is_set():
+                lines.add(found)
+        except Exception as error:
             logger.debug("progress can't be told: %s", error)
 
     def run_until_ended() -> None:
+        look()
         while not ended.wait(every_s):
             look()
         look()
@@ -55,9 +64,12 @@ def follow(run: RunDirectory, steps: int) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except BaseException:
+        failed.set()  # what comes next, a word of the failure, must not be overwritten
+        raise
     finally:
         ended.set()
-        thread.join()
+        thread.join(_END_S)
 
 
 class WorkerEvents:
@@ -69,25 +81,39 @@ class WorkerEvents:
 
     def __init__(self, run_uri: str) -> None:
         self._uri = fs.join(run_uri, events_name(run_uri))
-        self._read = 0
-        self._read = len(self._rest())
+        # In a store the first look tells: workers take longer to start than it does.
+        self._read: int | None = None
+        if fs.is_local(run_uri):
+            self._read = 0
+            with suppress(OSError):
+                self._read = fs.local_path(self._uri).stat().st_size
 
     def new(self) -> list[dict[str, Any]]:
         """Return the events since the last call; a line that is not whole yet is left for then."""
-        whole = self._rest()
+        if self._read is None:
+            self._read = len(self._rest(0))
+        whole = self._rest(self._read)
         whole = whole[: whole.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [_parsed(line) for line in whole.splitlines()]
 
-    def _rest(self) -> bytes:
+    def _rest(self, start: int) -> bytes:
         if not fs.is_local(self._uri):
-            return (fs.read_if_exists(self._uri) or b"")[self._read :]
+            return (fs.read_if_exists(self._uri) or b"")[start:]
         path = fs.local_path(self._uri)
         if not path.exists():
             return b""
         with path.open("rb") as stream:
-            stream.seek(self._read)
+            stream.seek(start)
             return stream.read()
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Return an event; one that no one is told of where a process died in the line."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {"event": "torn"}
 
 
 class TrainingLines:

@@ -5,12 +5,11 @@ Legend: B views, C feature channels, D whitened channels, h w grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from stego_core.model.whitening import Whitening
 from stego_core.training.views import FeatureSource, FromStore, Reads
 
 # Of each worker, on the device: some 2000 views of 320 pixels, patches of 14 and 64 channels.
@@ -18,15 +17,17 @@ _KEPT_BYTES = 256 * 2**20
 
 
 class SeenFeatures:
-    """Features of another source, whitened on the device; those of a store are kept.
+    """Features of another source on the device, whitened if there is a whitening.
 
-    Views are kept until they take `max_bytes`, and then those that are there stay: in epochs each
-    view is read equally often, so no other choice would find more of them again. A source that
-    computes ahead is read every time, because it counts on each read that was announced.
+    Each view is whitened by itself, so that its bits depend on no other view. Those of a store are
+    then kept until they take `max_bytes`, and those that are there stay: in epochs each view is
+    read equally often, so no other choice would find more of them again. Other sources are read
+    every time: a stream counts on each read that was announced, and what a backbone gives depends
+    on the batch in its last bits.
 
     Args:
         source: of the features.
-        whiten: (B, C, h, w) → (B, D, h, w), each view by itself; no gradient flows through it.
+        whitening: on the device; None leaves features as they are, and keeps none.
         device: of torch.
         max_bytes: that kept views may take.
     """
@@ -34,13 +35,13 @@ class SeenFeatures:
     def __init__(
         self,
         source: FeatureSource,
-        whiten: Callable[[Tensor], Tensor],
+        whitening: Whitening | None,
         *,
         device: str,
         max_bytes: int = _KEPT_BYTES,
     ) -> None:
-        self._source, self._whiten, self._device = source, whiten, device
-        self._room = max_bytes if isinstance(source, FromStore) else 0
+        self._source, self._whitening, self._device = source, whitening, device
+        self._room = max_bytes if whitening is not None and isinstance(source, FromStore) else 0
         self._kept: dict[int, Tensor] = {}
 
     def expect(self, reads: Reads) -> None:
@@ -49,25 +50,35 @@ class SeenFeatures:
 
     def read(self, views: np.ndarray) -> Tensor:
         """Return (B, D, h, w) float32 on the device, channels last in memory."""
+        if self._whitening is None:
+            return self._source.read(views).to(self._device)
         if not self._room and not self._kept:
-            return self._compute(views)
+            return _stacked(self._whitened(views))
         wanted = [int(view) for view in views]
         missing = [view for view in dict.fromkeys(wanted) if view not in self._kept]
         found = {view: self._kept[view] for view in wanted if view in self._kept}
         if missing:
-            rows = self._compute(np.array(missing)).permute(0, 2, 3, 1)
-            for view, row in zip(missing, rows, strict=True):
+            for view, row in zip(missing, self._whitened(np.array(missing)), strict=True):
                 found[view] = row
                 self._keep(view, row)
-        return torch.stack([found[view] for view in wanted]).permute(0, 3, 1, 2)
+        return _stacked([found[view] for view in wanted])
 
     @torch.no_grad()
-    def _compute(self, views: np.ndarray) -> Tensor:
-        return self._whiten(self._source.read(views).to(self._device))
+    def _whitened(self, views: np.ndarray) -> list[Tensor]:
+        """Return (h, w, D) of each view."""
+        assert self._whitening is not None  # noqa: S101 - callers have looked
+        features = self._source.read(views).to(self._device)
+        # Slices keep the strides of channels last, by which torch chooses its kernel.
+        alone = (features[row : row + 1] for row in range(len(views)))
+        return [self._whitening(one)[0].permute(1, 2, 0) for one in alone]
 
     def _keep(self, view: int, row_hwD: Tensor) -> None:
         if row_hwD.nbytes <= self._room:
-            self._kept[view] = row_hwD.clone()  # a row of its own does not hold its batch
+            self._kept[view] = row_hwD
             self._room -= row_hwD.nbytes
         else:
             self._room = 0
+
+
+def _stacked(rows_hwD: list[Tensor]) -> Tensor:
+    return torch.stack(rows_hwD).permute(0, 3, 1, 2)

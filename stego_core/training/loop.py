@@ -105,7 +105,7 @@ def train(
     if folder is not None:
         first = int(load_state(folder, model, optimizers)["step"])
         context.event("train/resumed", step=first, workers=context.num_workers)
-    seen = SeenFeatures(data.features, model.whiten, device=device)
+    seen = SeenFeatures(data.features, model.whitening, device=device)
     # Only the head and the probes are synchronised; the backbone is frozen and not even here.
     module: nn.Module = model
     if dist.is_initialized() and dist.get_world_size() > 1:

@@ -237,13 +237,15 @@ def test_training_on_nothing_is_one_line_and_exit_code_3(
 def test_a_cluster_that_is_away_is_one_line_and_exit_code_5(
     job: str, cluster: Cluster, model: Path, data: Path, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    away = replace(cluster, env=cluster.env | {"RAY_ADDRESS": address})
     source = ["--data.root", str(data), *TINY]
     if job == "segment_bucket.py":
         source = ["--input", str(data), "--model", str(model)]
-    assert address in one_error(away.run(job, *source, "--out", str(tmp_path / "out"), check=5))
+    with socket.socket() as nobody:  # bound, but it does not listen
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        away = replace(cluster, env=cluster.env | {"RAY_ADDRESS": address})
+        done = away.run(job, *source, "--out", str(tmp_path / "out"), check=5)
+    assert address in one_error(done)
     assert ended(tmp_path / "out") == ("failed", 5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,10 +112,21 @@ def test_what_a_store_refuses_is_a_setting_and_no_bug(tmp_path: Path) -> None:
     assert end(tmp_path, PermissionError("ACCESS_DENIED in bucket"), begun=True) == 2
 
 
-def test_a_reader_of_the_help_that_has_seen_enough_sees_no_error() -> None:
-    script = Path(__file__).parents[3] / "jobs" / "train.py"
-    command = [sys.executable, str(script), "--help"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize("flag", ["--help", "--dry-run"])
+def test_a_reader_of_the_help_or_a_plan_that_has_seen_enough_sees_no_error(flag: str) -> None:
+    script = Path(__file__).parents[3] / "jobs" / "doctor.py"
+    command = [sys.executable, str(script), flag]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=env, **pipes) as process:
         process.stdout.close()
         said = process.stderr.read()
     assert (process.returncode, said) == (0, b"")
+
+
+def test_a_broken_pipe_of_anything_else_is_an_error() -> None:
+    def plan(job: MineJob) -> list[str]:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    flags, nothing = ["--dry-run"], {"run": print, "directory": None}
+    assert run_job(MineJob, flags, prog="test.py", plan=plan, **nothing) == 1

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from stego_core.distributed import train_progress
 from stego_core.distributed.train_progress import TrainingLines, WorkerEvents, events_name, follow
+from stego_core.storage import fs
+from stego_core.storage.lease import Lease
 from stego_core.storage.run import RunDirectory
 
 
 def step(number: int, **values) -> dict:
     told = {"event": "train/step", "step": number, "throughput/steps_per_s": 2.0, "loss/total": 0.5}
     return told | values
+
+
+@pytest.fixture(autouse=True)
+def told_to_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test may have set up the logging of this process."""
+    monkeypatch.setattr(logging.getLogger("stego_core"), "propagate", True)
 
 
 @pytest.fixture
@@ -37,6 +47,22 @@ def test_events_are_read_once_and_only_when_their_line_is_whole(run):
     assert told.new() == []
     append(run, "}\n")
     assert told.new() == [{"event": "b"}]
+
+
+def test_a_torn_line_hides_nothing_of_the_others(run):
+    told = WorkerEvents(run.uri)
+    append(run, '{"event": "a", "st\n{"event": "b"}\n')
+    assert [event["event"] for event in told.new()] == ["torn", "b"]
+
+
+def test_of_a_store_the_first_look_says_what_was_there_before(run, monkeypatch):
+    monkeypatch.setattr(fs, "is_local", lambda uri: False)
+    monkeypatch.setattr(fs, "read_if_exists", lambda uri: content)
+    told, content = WorkerEvents(run.uri), b'{"event": "of an earlier run"}\n'
+    assert told.new() == []
+    content += b'{"event": "a"}\n{"event": "b"'
+    assert told.new() == [{"event": "a"}]
+    assert told.new() == []
 
 
 def test_a_run_whose_file_is_not_there_yet_has_no_events(tmp_path):
@@ -67,7 +93,7 @@ def test_of_many_steps_the_last_is_told_and_counted(run, caplog):
 
 
 def test_what_is_written_until_the_end_of_the_block_is_told(run, caplog):
-    with caplog.at_level(logging.INFO), follow(run, steps=5):
+    with caplog.at_level(logging.INFO), follow(run, 5, Lease()):
         run.event("clusters/count", count=7)
         run.event("train/resumed", step=3, workers=1)
         run.event("train/step", **{k: v for k, v in step(5).items() if k != "event"})
@@ -78,11 +104,32 @@ def test_what_is_written_until_the_end_of_the_block_is_told(run, caplog):
     assert caplog.messages[2].startswith("train 5/5 (100 %)")
 
 
-def test_a_report_that_fails_stops_no_training(run, monkeypatch):
-    def broken(self, events):
-        raise RuntimeError("no")
+def test_a_report_that_fails_once_stops_nothing_and_goes_on(run, caplog, monkeypatch):
+    failures = [OSError("away"), OSError("away")]
+    whole = train_progress.WorkerEvents.new
 
-    monkeypatch.setattr(train_progress.TrainingLines, "add", broken)
-    with follow(run, steps=5):
-        done = True
-    assert done
+    def new(self):
+        if failures:
+            raise failures.pop()
+        return whole(self)
+
+    monkeypatch.setattr(train_progress.WorkerEvents, "new", new)
+    monkeypatch.setattr(train_progress, "_LOCAL_EVERY_S", 0.01)
+    with caplog.at_level(logging.INFO), follow(run, 5, Lease()):
+        run.event("clusters/count", count=7)
+        while failures:
+            time.sleep(0.01)
+    assert caplog.messages == ["train: 7 clusters, chosen without labels"]
+
+
+def test_after_a_failure_or_a_lost_lease_nothing_is_told(run, caplog):
+    with caplog.at_level(logging.INFO):
+        with suppress(ValueError), follow(run, 5, Lease()):
+            run.event("train/step", **{k: v for k, v in step(5).items() if k != "event"})
+            raise ValueError("of the workers")
+        lost = Lease()
+        lost.is_lost = True
+        with follow(run, 5, lost):
+            run.event("clusters/count", count=7)
+    assert caplog.messages == []
+    assert not Path(run.path("status.json")).exists()

@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from factories import FakeFeatures, random_maps
+from factories import (
+    FakeFeatures,
+    FolderContext,
+    Killed,
+    random_maps,
+    states_equal,
+    train_data,
+    train_job,
+)
 
 from stego_core.model.whitening import fit_whitening
 from stego_core.training.kept import SeenFeatures
+from stego_core.training.loop import train
 from stego_core.training.views import FromStore
 
 CHANNELS, SIDE, DIM = 8, 5, 4
@@ -37,17 +46,34 @@ def whiten(maps):
     return fit_whitening(tokens, DIM)
 
 
-@pytest.mark.parametrize("room", [0, 3, 100])
-def test_what_is_read_is_the_same_whatever_is_kept(maps, whiten, room):
-    store = Store(maps)
-    seen = SeenFeatures(FromStore(store), whiten, device="cpu", max_bytes=room * VIEW_BYTES)
-    for views in ([4, 0, 4], [1, 0, 8], [4, 1, 2], [4, 1, 0]):
-        wanted = whiten(torch.from_numpy(maps).float()[views])
-        found = seen.read(np.array(views))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+# A convolution of 17 views of 768 channels has other bits than one of a part of them.
+@pytest.mark.parametrize(("channels", "batch"), [(8, 3), (384, 16), (768, 17)])
+@pytest.mark.parametrize("room", [3, 100])
+def test_what_is_read_has_the_same_bits_whatever_is_kept(channels, batch, room):
+    maps = random_maps(40, channels, SIDE, SIDE)
+    tokens = torch.from_numpy(maps).float().permute(0, 2, 3, 1).reshape(-1, channels)
+    whitening, store = fit_whitening(tokens, DIM), Store(maps)
+    limits = {"device": "cpu", "max_bytes": room * VIEW_BYTES}
+    seen = SeenFeatures(FromStore(store), whitening, **limits)
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        views = generator.integers(0, 40, batch)
+        fresh = SeenFeatures(FakeFeatures(maps), whitening, device="cpu").read(views)
+        found = seen.read(views)
+        assert torch.equal(found, fresh), number
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert not found.requires_grad
-    assert (len(store.reads) == 12) == (room == 0)
+        plain = whitening(torch.from_numpy(maps[views]).float())
+        torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
+    assert len(store.reads) < 6 * batch
+
+
+def test_without_whitening_nothing_is_kept(maps):
+    store = Store(maps)
+    seen = SeenFeatures(FromStore(store), None, device="cpu")
+    for _ in range(2):
+        assert torch.equal(seen.read(np.array([0, 2])), torch.from_numpy(maps[[0, 2]]).float())
+    assert store.reads == [0, 2, 0, 2]
 
 
 def test_a_view_is_read_once_while_there_is_room_and_then_the_first_ones_stay(maps, whiten):
@@ -67,3 +93,23 @@ def test_a_source_that_computes_ahead_is_read_every_time(maps, whiten):
     for views in reads:
         seen.read(views)
     assert source.reads == [[0, 1], [1, 0]]
+
+
+def test_a_killed_training_on_kept_features_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    channels, count = 768, 40
+    maps = random_maps(count, channels, SIDE, SIDE)
+    tokens = torch.from_numpy(maps).float().permute(0, 2, 3, 1).reshape(-1, channels)
+    whitening = fit_whitening(tokens, DIM)
+    job = train_job(train={"batch": 16, "steps": 8}, head={"whiten": DIM})
+
+    def run(name, features, *, dies_at=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+        context = FolderContext(tmp_path / name, dies_at=dies_at)
+        data = train_data(count, features=features, channels=DIM, whitening=whitening)
+        return train(job, data, context, device="cpu")
+
+    whole = run("whole", FromStore(Store(maps)))
+    with pytest.raises(Killed):
+        run("parts", FromStore(Store(maps)), dies_at=5)
+    assert states_equal(whole, run("parts", FromStore(Store(maps))))
+    assert states_equal(whole, run("streamed", FakeFeatures(maps)))
