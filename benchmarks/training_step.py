@@ -2,9 +2,9 @@
 
 Both run the whole step of `training.loop.train`: draws, features of anchors and neighbours, loss,
 backward and optimisers, batch 16, on the same views in the same order. With the store, whose
-whitened views are kept after the first few steps, it runs on one thread, as a training worker of the job does (docs/adr/0034-one-thread.md). Without a store the
-features come from decoding, cutting and the frozen backbone (bf16 where there is bf16), and the
-baseline keeps all cores.
+whitened views are kept after the first few steps, it runs on one thread, as a training worker of
+the job does (docs/adr/0034-one-thread.md). Without a store the features come from decoding, cutting
+and the frozen backbone (bf16 where there is bf16), and the baseline keeps all cores.
 Needs the run directory of a training (`--model`) with its feature store, and its images.
 """
 
