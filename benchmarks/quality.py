@@ -24,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # as a script it is found in a folder below
+
+from benchmarks.common import machine  # noqa: E402
+
 KEYS = (
     "cluster.miou",
     "cluster.accuracy",
@@ -101,7 +105,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", action="store_true")
     arguments, train_flags = parser.parse_known_args()
-    result = measure(arguments, train_flags)
+    facts = machine()
+    result = {**measure(arguments, train_flags), "machine": facts}
     kind = "prediction" if arguments.ways else "quality"
     # Other settings than the default's have a file of their own.
     words = re.findall(r"[\w.]+", " ".join(train_flags))
