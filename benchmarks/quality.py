@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script it is found in a folder below
 
-from benchmarks.common import machine  # noqa: E402
+from benchmarks.common import machine
 
 KEYS = (
     "cluster.miou",
