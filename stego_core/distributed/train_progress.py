@@ -112,7 +112,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     """Return an event; one that no one is told of where a process died in the line."""
     try:
         return dict(json.loads(line))
-    except ValueError:
+    except (ValueError, TypeError):
         return {"event": "torn"}
 
 
