@@ -42,14 +42,14 @@ def follow(run: RunDirectory, steps: int, lease: Lease) -> Iterator[None]:
     """
     lines = TrainingLines(run, steps)
     events = WorkerEvents(run.uri)
-    ended, failed = threading.Event(), threading.Event()
+    ended, silent = threading.Event(), threading.Event()
     every_s = _LOCAL_EVERY_S if fs.is_local(run.uri) else _REMOTE_EVERY_S
 
     def look() -> None:
         try:
             lease.check()
             found = events.new()
-            if not failed.is_set():
+            if not silent.is_set():
                 lines.add(found)
         except Exception as error:
             logger.debug("progress can't be told: %s", error)
@@ -65,11 +65,12 @@ def follow(run: RunDirectory, steps: int, lease: Lease) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        failed.set()  # what comes next, a word of the failure, must not be overwritten
+        silent.set()  # what comes next, a word of the failure, must not be overwritten
         raise
     finally:
         ended.set()
         thread.join(_END_S)
+        silent.set()  # nor what the job says after a store that did not answer
 
 
 class WorkerEvents:
